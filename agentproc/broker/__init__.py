@@ -1,0 +1,149 @@
+"""What the engine asks of a broker: the seam between it and embedded, memory and Kafka.
+
+A position is an int that orders the events of a partition. The embedded log and memory use the
+event's offset; Kafka uses offset << 10 | index in the pack. A stored position is always the next
+one to read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+Headers = list[tuple[str, bytes]]
+
+
+class TP(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]"
+
+
+@dataclass(slots=True)
+class Batch:
+    """Events of one partition, in order, as bytes. The columns have one length, never 0."""
+
+    tp: TP
+    positions: Sequence[int]
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    timestamps: list[float]  # unix seconds
+    headers: list[Headers] | None  # None: no event of the batch has any
+    end: int  # the position to read after the last one
+
+
+@dataclass(slots=True)
+class Output:
+    """Events to append to one partition, in order. The columns have one length, never 0."""
+
+    tp: TP
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    timestamps: list[float]
+    headers: list[Headers] | None = None
+
+
+@dataclass(slots=True)
+class TableChange:
+    """What changed in one partition of a table: key -> new value, None for deleted."""
+
+    table: str
+    partition: int
+    rows: list[tuple[bytes, bytes | None]]
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What is made durable together, or not at all."""
+
+    outputs: list[Output] = field(default_factory=list)
+    changes: list[TableChange] = field(default_factory=list)
+    positions: dict[tuple[str, TP], int] = field(default_factory=dict)  # (agent, tp) -> next
+    durable: bool = False  # must survive power loss before commit() returns
+
+    def __bool__(self) -> bool:
+        return bool(self.outputs or self.changes or self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What one slot of a group reads and holds."""
+
+    app_id: str
+    group: str
+    slot: int
+    slots: int
+    agents: dict[str, list[str]]  # agent -> topics
+    tables: dict[str, int]  # table -> partitions
+
+    def partitions(self, count: int) -> list[int]:
+        """Which of a topic's or table's `count` partitions this slot has."""
+        return list(range(self.slot, count, self.slots))
+
+
+class Session(Protocol):
+    """The broker as one slot of a group sees it. All calls are made on the loop's thread."""
+
+    positions: dict[tuple[str, TP], int]
+    """Where each agent reads on, per partition of its topics; set by `open`."""
+
+    partitions: list[int]
+    """The partitions that this slot has, of all its topics and tables; set by `open`."""
+
+    generation: int
+    """The epoch of the claim; set by `open`."""
+
+    async def open(self) -> None:
+        """Claim the slot's partitions; whoever had them can commit no more.
+
+        Raises:
+            BrokerError: The log cannot be opened or used; the text says why.
+        """
+
+    async def load(self, table: str, partition: int) -> list[tuple[bytes, bytes]]:
+        """Every committed row of a partition of a table."""
+
+    async def poll(self, max_events: int) -> list[Batch]:
+        """Wait for events and return them, at most about `max_events`, in order in a partition.
+
+        Reads on from the read position of each partition: at first the lowest that its agents
+        have, then after what was last returned, or where `seek` set it. A chunk may hold
+        several batches, not two of one partition. Cancelling it loses nothing.
+        """
+
+    def seek(self, tp: TP, position: int) -> None:
+        """Read on from `position`."""
+
+    async def commit(self, checkpoint: Checkpoint) -> None:
+        """Make a checkpoint durable in one transaction; one at a time.
+
+        Raises:
+            Fenced: Another process claimed a partition since; nothing was written.
+            BrokerError: Nothing was written, e.g. the disk is full; it may be tried again.
+        """
+
+    async def append(self, outputs: list[Output], *, durable: bool = False) -> list[int]:
+        """Append at once, outside any checkpoint; the offset of the first event of each."""
+
+    def partitions_of(self, topic: str) -> int:
+        """How many partitions a topic has; a topic that is not there is made."""
+
+    def behind(self) -> dict[str, int]:
+        """How many events each agent has not settled, from `positions` as last committed."""
+
+    async def close(self) -> None:
+        """Stop reading and let go of everything; commits nothing. `final` or not, a successor
+        may claim at once."""
+
+
+class Broker(Protocol):
+    """A way to make sessions; one a process."""
+
+    def session(self, subscription: Subscription) -> Session:
+        """A session that is not open yet."""
+
+    async def close(self) -> None:
+        """Close what the sessions shared."""
