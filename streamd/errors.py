@@ -15,7 +15,8 @@
     ├── WireError             exit 70   a frame that cannot be right: a bug of ours
     ├── StateError                      a transition that the state table does not have
     ├── TableError                      a table used where it may not be
-    └── DecodeError                     a record that its topic's types refuse
+    ├── DecodeError                     a record that its topic's types refuse
+    └── EncodeError                     a value that its topic's codec cannot write
 
 An error's text is one sentence: what was found, what was expected. `seen` holds further
 lines of what was seen, `remedy` a command or a change that helps; the command line prints
@@ -118,3 +119,7 @@ class TableError(StreamdError):
 
 class DecodeError(StreamdError):
     """A record does not have the type its topic declares."""
+
+
+class EncodeError(StreamdError):
+    """A value cannot be written with its topic's codec."""
