@@ -294,6 +294,20 @@ async def serve(
     Raises:
         NotPermitted: The path is longer than a Unix socket's may be.
     """
+
+    def accepted() -> Link:
+        return _Accepted(name, handler, max_frame_bytes, allowed_uids, on_connect)
+
+    listener = listen(address)
+    return await asyncio.get_running_loop().create_unix_server(accepted, sock=listener)
+
+
+def listen(address: str | Path) -> socket.socket:
+    """A non-blocking Unix socket that listens at `address` (mode 0600; replaces a stale file).
+
+    Raises:
+        NotPermitted: The path is longer than a Unix socket's may be.
+    """
     path = str(address)
     if len(os.fsencode(path)) > MAX_ADDRESS_BYTES:
         raise NotPermitted(
@@ -301,11 +315,6 @@ async def serve(
             f"a Unix socket takes {MAX_ADDRESS_BYTES}",
             remedy="set STREAMD_RUNTIME_DIR to a shorter folder",
         )
-
-    def accepted() -> Link:
-        return _Accepted(name, handler, max_frame_bytes, allowed_uids, on_connect)
-
-    loop = asyncio.get_running_loop()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     # Bound under another name and renamed: the file never exists with a wider mode,
     # and a client never meets a socket that does not listen.
@@ -320,4 +329,4 @@ async def serve(
     listener.listen(256)
     os.rename(staging, path)
     listener.setblocking(False)
-    return await loop.create_unix_server(accepted, sock=listener)
+    return listener
