@@ -1,0 +1,435 @@
+"""`worker` and `start`: decide what must hold before user code, take the lock, and become
+(foreground) or spawn (daemon) the guardian.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import msgspec
+
+import streamd
+from streamd.cli import output, target
+from streamd.cli.options import DURATION, Given, color_wanted, given, setting_option
+from streamd.cli.root import Command
+from streamd.errors import Busy, NotPermitted, StreamdError
+from streamd.instance import (
+    TREE_VARIABLE,
+    Folder,
+    StartSpec,
+    identify,
+    instance_name,
+    new_tree,
+)
+
+
+def _web_options() -> list[click.Parameter]:
+    return [
+        setting_option(
+            "web_port",
+            "-p",
+            "--web-port",
+            metavar="PORT",
+            type=click.IntRange(0, 65535),
+            help="Port of the stats page; 0 picks a free one. [default: 6066]",
+        ),
+        setting_option(
+            "web_bind",
+            "-b",
+            "--web-bind",
+            metavar="ADDR",
+            help="Address or unix:/path to listen on. [default: 127.0.0.1]",
+        ),
+        setting_option(
+            "web_host",
+            "--web-host",
+            metavar="HOST",
+            help="Name other hosts reach this one by. [default: the hostname]",
+        ),
+        setting_option(
+            "web_enabled",
+            "--with-web/--without-web",
+            help="Serve the stats page. [default: with-web]",
+        ),
+        setting_option(
+            "grace",
+            "--grace",
+            metavar="DURATION",
+            help="How long a warm stop may take.",
+        ),
+    ]
+
+
+def worker() -> None:
+    """Run everything in one process, in the foreground.
+
+    The same tree as with `start`, with all groups in one agent process. Ctrl-C stops it:
+    once lets what runs finish, twice does not.
+    """
+    run_foreground(given(), "worker")
+
+
+worker_command = Command("worker", callback=worker, help=worker.__doc__, params=_web_options())
+
+
+def start(foreground: bool, wait: bool, timeout: float) -> int:
+    """Start the daemon: a process for each group, and the stats page.
+
+    Returns when every process is ready, and prints the address of the stats page. Under
+    systemd, or as process 1 of a container, it stays in the foreground by itself. Starting
+    what already runs is no error.
+    """
+    options = given()
+    if foreground or os.getpid() == 1 or "NOTIFY_SOCKET" in os.environ:
+        run_foreground(options, "start")
+    return run_daemon(options, wait=wait, timeout_s=timeout)
+
+
+start_command = Command(
+    "start",
+    callback=start,
+    help=start.__doc__,
+    params=[
+        click.Option(
+            ["-F", "--foreground"], is_flag=True, help="Stay attached, log to the terminal."
+        ),
+        click.Option(
+            ["--wait/--no-wait"],
+            default=True,
+            show_default=True,
+            help="Wait until every process is ready.",
+        ),
+        click.Option(
+            ["-t", "--timeout"],
+            type=DURATION,
+            default="60s",
+            show_default=True,
+            help="How long to wait for ready.",
+        ),
+        *_web_options(),
+    ],
+)
+
+
+def run_foreground(options: Given, mode: str) -> NoReturn:
+    """Become the guardian; the process keeps its pid and its terminal.
+
+    Raises:
+        Busy: An instance of this name runs.
+    """
+    spec = make_spec(options, mode, foreground=True)
+    folder = Folder(Path(spec.folder))
+    lock = take_lock(folder, spec)
+    if isinstance(lock, Running):
+        raise lock.busy()
+    record_holder(lock, spec)
+    output.note(f"streamd {streamd.__version__} · {spec.name} · {mode} (Ctrl-C stops it)")
+    become_guardian(spec, lock, -1)
+
+
+def run_daemon(options: Given, *, wait: bool, timeout_s: float) -> int:
+    """Spawn the guardian and wait for the tree to be ready; the exit code."""
+    spec = make_spec(options, "start", foreground=False)
+    folder = Folder(Path(spec.folder))
+    lock = take_lock(folder, spec)
+    if isinstance(lock, Running):
+        if lock.app not in (None, spec.app):
+            raise lock.busy()
+        click.echo(lock.sentence() + " Nothing done.")
+        return 0
+    click.echo(f"streamd {streamd.__version__} · {spec.name}")
+    ready_fd, pid = spawn_guardian(spec, lock)
+    if not wait:
+        os.close(ready_fd)
+        click.echo(f"Starting (pid {pid}). Look: streamd status --name {spec.name}")
+        return 0
+    try:
+        return Progress(spec, pid, json_wanted=options.json).show(ready_fd, timeout_s)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nWaiting stopped; {spec.name} (pid {pid}) goes on starting. "
+            f"Stop: streamd stop --name {spec.name}",
+            err=True,
+        )
+        return 130
+
+
+def make_spec(options: Given, mode: str, *, foreground: bool) -> StartSpec:
+    """Everything that is decided before user code, and the runtime folder, made.
+
+    Raises:
+        UsageError: No app is named.
+        NotPermitted: The runtime folder cannot be made.
+    """
+    app = target.app_of(options)
+    name = instance_name(app, options.name)
+    folder = Folder.of(name)
+    folder.make()
+    logfile = options.logfile
+    if logfile is None and not foreground:
+        logfile = _daemon_logfile(folder)
+    config_file = target.settings_file(options)
+    color = color_wanted(options.color)
+    return StartSpec(
+        app=app,
+        name=name,
+        mode=mode,
+        foreground=foreground,
+        options=options.settings,
+        config_file=str(config_file.resolve()) if config_file else None,
+        workdir=str(Path.cwd()),
+        folder=str(folder.path),
+        tree=new_tree(),
+        logfile=logfile,
+        loglevel=options.loglevel or "info",
+        log_format=options.log_format or "auto",
+        color=(logfile is None and sys.stderr.isatty()) if color is None else color,
+    )
+
+
+def _daemon_logfile(folder: Folder) -> str:
+    if os.access(Path.cwd(), os.W_OK):
+        return str(Path.cwd() / f"{folder.path.name}.log")
+    return str(folder.path / "streamd.log")
+
+
+class Running:
+    """The instance of this name that is there already."""
+
+    def __init__(self, folder: Folder, pid: int) -> None:
+        holder, record = target.read_holder(folder), folder.read_record()
+        self.name = folder.path.name
+        self.pid = record.master.pid if record and record.master.is_alive() else pid
+        self.app = holder.app if holder else record.app if record else None
+        self.since = holder.since if holder else record.started_at if record else None
+        self.starting = not folder.control_path.exists()
+
+    def sentence(self) -> str:
+        """ "Already running for 12 s (pid 4711)." """
+        word = "starting" if self.starting else "running"
+        span = f" for {output.duration(time.time() - self.since)}" if self.since else ""
+        return f"Already {word}{span} (pid {self.pid})."
+
+    def busy(self) -> Busy:
+        """The refusal of a second master for the same instance."""
+        return Busy(
+            f"{self.name} runs already (pid {self.pid}): one master owns a log",
+            seen=[
+                f"it runs {self.app}" if self.app else "it is starting",
+                "more processes for a group: streamd scale GROUP=N",
+                "a second instance here: another --name, --datadir and --web-port",
+                "shared work on several hosts: broker kafka://…",
+            ],
+            remedy=f"streamd stop --name {self.name}, or streamd scale GROUP=N",
+        )
+
+
+def take_lock(folder: Folder, spec: StartSpec) -> int | Running:
+    """The lock's descriptor, or who runs. Survivors of a dead master are ended first.
+
+    Raises:
+        NotPermitted: What holds the lock cannot be ended.
+    """
+    deadline = time.monotonic() + 1.0
+    while (lock := folder.try_lock()) is None:
+        if who := target.living(folder):
+            return Running(folder, who.pid)
+        end_survivors(folder)
+        # A probe holds the lock for a moment; a tree that was just killed, a little longer.
+        if time.monotonic() > deadline:
+            raise NotPermitted(
+                f"the lock {folder.lock_path} is held, and no process of {spec.name} is found",
+                remedy=f"fuser -v {folder.lock_path}",
+            )
+        time.sleep(0.02)
+    # What the last master wrote is not true any more, and would be taken for this one's.
+    folder.record_path.unlink(missing_ok=True)
+    folder.control_path.unlink(missing_ok=True)
+    return lock
+
+
+def end_survivors(folder: Folder) -> None:
+    """Kill what is left of a tree whose guardian and master are dead; say so."""
+    from streamd.cli import kill  # noqa: PLC0415 - psutil, 25 ms, only after a crash
+
+    killed = kill.end_tree(folder)
+    if killed:
+        output.note(
+            f"{folder.path.name} had died and left {output.plural(killed, 'process')}; "
+            "ended, going on."
+        )
+
+
+def record_holder(lock: int, spec: StartSpec) -> None:
+    """Say in the lock that this process is the guardian."""
+    target.write_holder(
+        lock,
+        target.Holder(spec.tree, identify(os.getpid()), spec.app, spec.mode, time.time()),
+    )
+
+
+def become_guardian(spec: StartSpec, lock: int, ready_fd: int) -> NoReturn:
+    """Replace this process by the guardian, as `docs/internals.md` says under Start."""
+    spec = msgspec.structs.replace(spec, ready_fd=ready_fd)
+    spec_fd = os.memfd_create("streamd-spec")
+    os.write(spec_fd, msgspec.json.encode(spec))
+    os.lseek(spec_fd, 0, os.SEEK_SET)
+    for fd in (spec_fd, lock, ready_fd):
+        if fd >= 0:
+            os.set_inheritable(fd, True)
+    guardian = target.room_path("supervisor", "guardian.py")
+    environment = {**os.environ, TREE_VARIABLE: spec.tree, "PYTHONHASHSEED": "0"}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python ignores SIGPIPE, and what is ignored stays so in whatever the user spawns.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    numbers = [str(spec_fd), str(lock), str(ready_fd)]
+    os.execve(sys.executable, [sys.executable, "-I", "-S", guardian, *numbers], environment)
+
+
+def spawn_guardian(spec: StartSpec, lock: int) -> tuple[int, int]:
+    """Start the guardian as a daemon; the descriptor of its progress, and its pid.
+
+    Forked twice and in a session of its own, so that nothing of this terminal reaches it.
+    """
+    progress, ready_fd = os.pipe()
+    told, tell = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _detach(spec, lock, ready_fd, tell)
+    os.close(ready_fd)
+    os.close(tell)
+    # The tree holds the lock from now on; kept here too, it would outlive the tree.
+    os.close(lock)
+    os.waitpid(child, 0)
+    pid = int(os.read(told, 20) or b"0")
+    os.close(told)
+    return progress, pid
+
+
+def _detach(spec: StartSpec, lock: int, ready_fd: int, tell: int) -> NoReturn:
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        record_holder(lock, spec)
+        os.write(tell, str(os.getpid()).encode())
+        os.close(tell)
+        assert spec.logfile is not None
+        null = os.open(os.devnull, os.O_RDWR)
+        log = os.open(spec.logfile, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        for fd, stream in ((null, 0), (log, 1), (log, 2)):
+            os.dup2(fd, stream)
+        become_guardian(spec, lock, ready_fd)
+    except BaseException as error:
+        problem = {"message": f"the guardian cannot be started: {error}", "exit_code": 70}
+        with contextlib.suppress(OSError):
+            os.write(ready_fd, json.dumps({"error": problem}).encode() + b"\n")
+        os._exit(70)
+
+
+class Progress:
+    """What a starting tree tells, shown as it comes."""
+
+    def __init__(self, spec: StartSpec, pid: int, *, json_wanted: bool) -> None:
+        self._spec = spec
+        self._pid = pid
+        self._json = json_wanted
+        self._shown: dict[str, str] = {}  # process -> the state last shown
+        self._buffer = b""
+
+    def show(self, fd: int, timeout_s: float) -> int:
+        """Read lines until the tree is ready; the exit code.
+
+        Raises:
+            StreamdError: The start failed, or `timeout_s` was not enough.
+        """
+        deadline = time.monotonic() + timeout_s
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while True:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise self._too_late(timeout_s)
+            data = os.read(fd, 65536)
+            if not data:
+                raise self._gone()
+            *lines, self._buffer = (self._buffer + data).split(b"\n")
+            for line in filter(None, lines):
+                if self._take(json.loads(line)):
+                    return 0
+
+    def _take(self, told: dict[str, Any]) -> bool:
+        """Show one line; True when it is the last."""
+        if problem := told.get("error"):
+            raise StartFailed(problem)
+        if told.get("ready"):
+            if self._json:
+                output.say_json({"schema": "streamd.start/1", **told})
+                return True
+            web = f" Stats: {told['web']}" if told.get("web") else ""
+            more = f" --name {self._spec.name}" if len(target.running()) > 1 else ""
+            click.echo(
+                f"Running.{web}   Stop: streamd stop{more}   Logs: streamd logs -f{more}"
+            )
+            return True
+        process, state = str(told.get("process")), str(told.get("state"))
+        if self._json or self._shown.get(process) == state:
+            return False
+        self._shown[process] = state
+        after = f"{told['after_s']:.1f} s" if "after_s" in told else ""
+        click.echo(
+            f"  {process:<18}{output.colored(f'{state:<10}', state)}{after:>6}   "
+            f"{told.get('detail') or ''}".rstrip()
+        )
+        return False
+
+    def _too_late(self, timeout_s: float) -> StreamdError:
+        waiting = [name for name, state in self._shown.items() if state != "ready"]
+        error = StreamdError(
+            f"{self._spec.name} (pid {self._pid}) is not ready after {timeout_s:g} s; "
+            "it goes on starting",
+            seen=[f"{name} is {self._shown[name]}" for name in waiting],
+            remedy=f"streamd logs --name {self._spec.name}, or --timeout with more",
+        )
+        error.exit_code = 124
+        return error
+
+    def _gone(self) -> StreamdError:
+        error = StreamdError(
+            f"{self._spec.name} ended before it was ready",
+            seen=_last_lines(self._spec.logfile),
+            remedy=f"streamd -A {self._spec.app} start --foreground",
+        )
+        error.exit_code = 70
+        return error
+
+
+class StartFailed(StreamdError):
+    """The tree told why it cannot run."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        super().__init__(
+            problem["message"], seen=problem.get("seen") or (), remedy=problem.get("remedy")
+        )
+        self.exit_code = problem.get("exit_code") or 1
+        self.user_traceback = problem.get("traceback") or ""
+
+
+def _last_lines(logfile: str | None) -> list[str]:
+    if logfile is None:
+        return []
+    try:
+        with open(logfile, "rb") as file:
+            file.seek(max(0, os.path.getsize(logfile) - 4096))
+            return file.read().decode(errors="replace").splitlines()[-5:]
+    except OSError:
+        return []

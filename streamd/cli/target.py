@@ -1,0 +1,257 @@
+"""Which app and which instance a command means, and talking to the instance.
+
+The app: -A after the command, before it, STREAMD_APP, `app` in the settings file, and for
+commands that control, the only instance that runs. Nothing here imports the app.
+"""
+
+import asyncio
+import importlib.util
+import os
+import time
+import tomllib
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from streamd.cli.options import Given
+from streamd.errors import AppError, ConfigError, NotRunning, StreamdError, UsageError
+from streamd.instance import Folder, Identity, folders, instance_name
+from streamd.link import Link, LinkLost, connect
+from streamd.wire import Command, Document
+
+T = TypeVar("T")
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who took `tree.lock`, written into it: known before the master has written its record,
+    and after a crash that it never wrote one."""
+
+    tree: str
+    guardian: Identity
+    app: str
+    mode: str
+    since: float
+
+
+def read_holder(folder: Folder) -> Holder | None:
+    """Who took the lock last, or None if nobody or nothing that can be read."""
+    try:
+        return msgspec.json.decode(folder.lock_path.read_bytes(), type=Holder)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_holder(lock_fd: int, holder: Holder) -> None:
+    """Write into the lock that one holds."""
+    os.ftruncate(lock_fd, 0)
+    os.pwrite(lock_fd, msgspec.json.encode(holder), 0)
+
+
+def living(folder: Folder) -> Identity | None:
+    """The guardian or master of the instance, whichever lives; None: neither."""
+    holder, record = read_holder(folder), folder.read_record()
+    candidates = [holder.guardian] if holder else []
+    if record:
+        candidates += [record.master, record.guardian]
+    return next((who for who in candidates if who.is_alive()), None)
+
+
+def running() -> list[Folder]:
+    """The instances of this user that run now."""
+    return [folder for folder in folders() if living(folder)]
+
+
+def settings_file(given: Given) -> Path | None:
+    """--config, else STREAMD_CONFIG, else streamd.toml, else a pyproject.toml with a
+    [tool.streamd]."""
+    if chosen := given.config_file or os.environ.get("STREAMD_CONFIG"):
+        return Path(chosen)
+    if Path("streamd.toml").is_file():
+        return Path("streamd.toml")
+    project = Path("pyproject.toml")
+    if project.is_file() and "streamd" in _read_toml(project).get("tool", {}):
+        return project
+    return None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"the settings file {path} cannot be read: {error}") from error
+
+
+def file_settings(given: Given) -> dict[str, Any]:
+    """The settings file's content, {} without one."""
+    path = settings_file(given)
+    if path is None:
+        return {}
+    content = _read_toml(path)
+    if path.name == "pyproject.toml":
+        content = content.get("tool", {}).get("streamd", {})
+    return content
+
+
+def named_app(given: Given) -> str | None:
+    """What -A, STREAMD_APP or the settings file names; None: nothing does."""
+    if named := given.app or os.environ.get("STREAMD_APP"):
+        return named
+    named = file_settings(given).get("app")
+    if named is not None and not isinstance(named, str):
+        raise ConfigError(f"app is {named!r} in the settings file, expected text")
+    return named
+
+
+def app_of(given: Given) -> str:
+    """The app that is meant.
+
+    Raises:
+        UsageError: None is named; the text lists what could be meant.
+    """
+    if named := named_app(given):
+        return named
+    candidates = _apps_here()
+    raise UsageError(
+        "no app was named",
+        seen=[f"{path} makes an App" for _, path in candidates],
+        remedy=(
+            f"-A {candidates[0][0]}, or set STREAMD_APP, or app in streamd.toml"
+            if candidates
+            else "-A with a module, module:attr or file.py; or streamd demo"
+        ),
+    )
+
+
+def _apps_here() -> list[tuple[str, Path]]:
+    """Modules and packages of this folder that seem to make an App, as (-A, path)."""
+    found = []
+    for path in sorted([*Path().glob("*.py"), *Path().glob("*/__init__.py")])[:200]:
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:
+            continue
+        if "streamd" in text and "App(" in text:
+            named = str(path.parent) if path.name == "__init__.py" else str(path)
+            found.append((named, path))
+    return found
+
+
+def folder_of(given: Given) -> Folder:
+    """The runtime folder of the instance that is meant.
+
+    Raises:
+        NotRunning: None is named and none runs.
+        UsageError: None is named and several run.
+    """
+    if given.name is not None:
+        return Folder.of(instance_name("", given.name))
+    if app := named_app(given):
+        return Folder.of(instance_name(app, None))
+    candidates = running()
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise NotRunning("no instance runs", remedy="streamd start -A APP")
+    raise UsageError(
+        f"{len(candidates)} instances run; which one is meant?",
+        seen=[describe(folder) for folder in candidates],
+        remedy=f"add --name {candidates[0].path.name}",
+    )
+
+
+def describe(folder: Folder) -> str:
+    """An instance in a line."""
+    record = folder.read_record()
+    if record is None:
+        return folder.path.name
+    return f"{record.name}: {record.app} in {record.datadir} (pid {record.master.pid})"
+
+
+def not_running(folder: Folder) -> StreamdError:
+    """Why nobody answers at the instance's control socket."""
+    name = folder.path.name
+    if who := living(folder):
+        error = StreamdError(
+            f"{name} (pid {who.pid}) does not answer yet: it is starting or ending",
+            remedy=f"streamd status --name {name}, in a moment",
+        )
+        error.exit_code = 1
+        return error
+    record = folder.read_record()
+    return NotRunning(
+        f"{name} does not run",
+        seen=[f"{other.path.name} does" for other in running() if other.path.name != name],
+        remedy=f"streamd start -A {record.app if record else name}",
+    )
+
+
+async def reach(folder: Folder) -> Link:
+    """A link to the instance's master.
+
+    Raises:
+        NotRunning: It does not run.
+        StreamdError: It runs but does not answer.
+    """
+    try:
+        return await connect(folder.control_path, folder.path.name)
+    except LinkLost as error:
+        raise not_running(folder) from error
+
+
+async def ask(folder: Folder, verb: str, timeout_s: float | None = 10.0, **args: Any) -> Any:
+    """What the master answers to one command.
+
+    Raises:
+        NotRunning: It does not run.
+        TimedOut: No answer in time.
+        StreamdError: It refused.
+    """
+    link = await reach(folder)
+    try:
+        answer = await link.request(Command(verb, args), timeout_s)
+    finally:
+        link.close()
+    return answer.data if isinstance(answer, Document) else None
+
+
+async def follow(folder: Folder, verb: str, **args: Any) -> AsyncIterator[Any]:
+    """What the master answers to a command that it answers with a stream."""
+    link = await reach(folder)
+    try:
+        async for answer in link.stream(Command(verb, args)):
+            if isinstance(answer, Document):
+                yield answer.data
+    finally:
+        link.close()
+
+
+def wait(awaitable: Awaitable[T]) -> T:
+    """Run to the end from a command that is no coroutine."""
+
+    async def run() -> T:
+        return await awaitable
+
+    return asyncio.run(run())
+
+
+def wait_unlocked(folder: Folder, timeout_s: float | None) -> bool:
+    """Wait until no process of the instance is left; False if some are after `timeout_s`."""
+    if not folder.lock_path.exists():
+        return True
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while (lock := folder.try_lock()) is None:
+        if deadline is not None and time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    os.close(lock)
+    return True
+
+
+def room_path(room: str, file: str) -> str:
+    """The path of a file in a room, found without importing it."""
+    spec = importlib.util.find_spec(f"streamd.{room}")
+    if spec is None or spec.origin is None:
+        raise AppError(f"streamd is not installed whole: streamd.{room} is not there")
+    return str(Path(spec.origin).with_name(file))
