@@ -1,0 +1,228 @@
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamd import log
+from streamd.errors import ConfigError
+from streamd.instance import instance_name
+from streamd.log import (
+    RECORD_START,
+    PipeFormatter,
+    PipeHandler,
+    mask,
+    setup_child_logging,
+    user_traceback,
+)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    level = root.level
+    yield root
+    for handler in list(root.handlers):
+        if isinstance(handler, PipeHandler):
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def lines_of(data: bytes) -> list[dict[str, Any]]:
+    lines = data.decode().removesuffix("\n").split("\n")
+    assert all(line.startswith(RECORD_START) for line in lines)
+    return [json.loads(line[1:]) for line in lines]
+
+
+def record(text: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
+    info = (type(error), error, error.__traceback__) if error else None
+    return logging.LogRecord("proj.mod", logging.INFO, "mod.py", 1, text, args, info)
+
+
+def handler_on(fd: int) -> PipeHandler:
+    handler = PipeHandler(fd)
+    handler.setFormatter(PipeFormatter())
+    return handler
+
+
+def test_a_record_becomes_one_line_whatever_its_text() -> None:
+    line = PipeFormatter().format(record("a\nb %s", "\x1e\udc80"))
+
+    assert "\n" not in line
+    fields = json.loads(line[1:])
+    assert (fields["l"], fields["n"], fields["m"]) == ("INFO", "proj.mod", "a\nb \x1e\\udc80")
+    assert isinstance(fields["t"], float)
+
+
+def test_a_wrong_format_string_is_logged_all_the_same() -> None:
+    fields = json.loads(PipeFormatter().format(record("%d words", "many"))[1:])
+
+    assert fields["m"].startswith("%d words ('many',)")
+
+
+def test_a_traceback_is_part_of_the_text() -> None:
+    try:
+        dict[str, int]()["word"]
+    except KeyError as error:
+        fields = json.loads(PipeFormatter().format(record("failed", error=error))[1:])
+
+    assert fields["m"].startswith("failed\nTraceback")
+    assert fields["m"].endswith("KeyError: 'word'")
+
+
+def test_an_error_of_streamds_own_is_cut_to_the_users_frames() -> None:
+    try:
+        instance_name("x", "a/b")
+    except ConfigError as error:
+        text = user_traceback(error)
+
+    assert "test_log.py" in text
+    assert "instance.py" not in text
+
+
+def test_a_fault_inside_streamd_keeps_its_innermost_frames() -> None:
+    try:
+        mask(None)  # type: ignore[arg-type]
+    except TypeError as error:
+        text = user_traceback(error)
+
+    assert "test_log.py" in text
+    assert log.__file__ in text
+
+
+def test_a_cyclic_chain_of_causes_ends() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+
+    assert "first" in user_traceback(first)
+
+
+def test_a_full_pipe_drops_lines_and_says_how_many(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    handler = handler_on(writer)
+
+    for number in range(200):
+        handler.emit(record("line %d %s", number, "x" * 200))
+    dropped = handler.dropped
+    before = lines_of(os.read(reader, 65536))
+    handler.emit(record("after"))
+    after = lines_of(os.read(reader, 65536))
+    handler.close()
+
+    assert dropped == 200 - len(before) > 100
+    assert [line["m"] for line in after] == [
+        f"{dropped} log lines were dropped here: the log pipe was full",
+        "after",
+    ]
+
+
+def test_a_line_that_fits_in_part_is_finished_by_the_next_write(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 8192)
+    handler = handler_on(writer)
+
+    handler.emit(record("long %s", "x" * 20_000))
+    data = os.read(reader, 65536)
+    while handler._rest:
+        handler.emit(record("next"))
+        data += os.read(reader, 65536)
+    handler.emit(record("last"))
+    data += os.read(reader, 65536)
+    handler.close()
+
+    texts = [line["m"] for line in lines_of(data)]
+    assert texts[0] == "long " + "x" * 20_000
+    assert texts[-1] == "last"
+
+
+def test_the_users_prints_still_wait_for_the_pipe(pipe: tuple[int, int]) -> None:
+    handler = handler_on(pipe[1])
+
+    assert os.get_blocking(pipe[1])
+    handler.close()
+
+
+def test_a_very_long_text_is_cut_so_that_it_fits_a_pipe(pipe: tuple[int, int]) -> None:
+    handler = handler_on(pipe[1])
+
+    handler.emit(record("y" * 500_000))
+    handler.close()
+
+    (line,) = lines_of(os.read(pipe[0], 1 << 20))
+    assert line["m"].endswith("(452000 characters more)")
+
+
+def test_setup_twice_writes_once_and_takes_warnings(
+    pipe: tuple[int, int], root_logger: logging.Logger
+) -> None:
+    setup_child_logging("info", pipe[1])
+    setup_child_logging("info", pipe[1])
+
+    logging.getLogger("proj").info("once")
+    logging.getLogger("proj").debug("never")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(True)
+        warnings.warn("look out", stacklevel=1)
+
+    lines = lines_of(os.read(pipe[0], 65536))
+    assert [line["n"] for line in lines] == ["proj", "py.warnings"]
+    assert "look out" in lines[1]["m"]
+
+
+def test_a_process_logs_to_its_stderr_and_prints_beside() -> None:
+    code = (
+        "import logging, sys; from streamd.log import setup_child_logging;"
+        "setup_child_logging('info'); print('plain', file=sys.stderr, flush=True);"
+        "logging.getLogger('proj').warning('said')"
+    )
+    root = Path(log.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=root)
+
+    plain, line = done.stderr.decode().removesuffix("\n").split("\n")
+    assert plain == "plain"
+    assert json.loads(line[1:])["l"] == "WARNING"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("kafka://ann:pass@a:9092;kafka://b:c@d", "kafka://ann:***@a:9092;kafka://b:***@d"),
+        ("kafka://a:9092", "kafka://a:9092"),
+        ("http://a:6066/x@y", "http://a:6066/x@y"),
+        ("STREAMD_WEB_TOKEN=abc next", "STREAMD_WEB_TOKEN=*** next"),
+        ("{'web_token': 'abc'}", "{'web_token': '***'}"),
+        ("--web-token abc", "--web-token ***"),
+        ("sasl.password=abc,acks=1", "sasl.password=***,acks=1"),
+        ("the next token: the", "the next token: the"),
+        ("a password reset", "a password reset"),
+    ],
+)
+def test_secrets_are_masked_and_nothing_else(text: str, shown: str) -> None:
+    assert mask(text) == shown
+
+
+def test_a_hidden_value_is_masked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_hidden", set())
+    log.hide(["s3cr3t-value", "ab"])
+
+    assert mask("got s3cr3t-value about") == "got *** about"
