@@ -1,0 +1,174 @@
+"""`stop`, `restart` and `scale`: what the master is asked to do."""
+
+import time
+from typing import Any
+
+import click
+
+from streamd.cli import output, target
+from streamd.cli.options import DURATION, given
+from streamd.cli.root import Command
+from streamd.errors import NotRunning, StreamdError, TimedOut, UsageError
+from streamd.instance import Folder
+
+
+def complete_names(
+    context: click.Context, param: click.Parameter, incomplete: str
+) -> list[str]:
+    """Names of processes that run and begin so; none where that takes longer than 200 ms."""
+    try:
+        folder = target.folder_of(given(context))
+        snapshot = target.wait(target.ask(folder, "status", timeout_s=0.2))
+        names = [process["name"] for process in snapshot["processes"]]
+    except Exception:
+        # A completion has nowhere to show an error: it offers nothing.
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def stop(cold: bool, timeout: float | None) -> int:
+    """Stop: finish what runs, checkpoint, exit.
+
+    Returns when no process is left. The setting `grace` bounds how long events may take to
+    finish. Stopping what does not run is no error.
+    """
+    options = given()
+    try:
+        folder = target.folder_of(options)
+        started = time.monotonic()
+        target.wait(target.ask(folder, "stop", mode="cold" if cold else "warm", wait=False))
+    except NotRunning as error:
+        output.note(f"{str(error)[:1].upper()}{str(error)[1:]}. Nothing done.")
+        return 0
+    name = folder.path.name
+    _wait_stopped(folder, None if timeout is None else started + timeout)
+    if options.json:
+        output.say_json({"schema": "streamd.stop/1", "name": name, "state": "stopped"})
+    else:
+        output.say(f"Stopped {name} in {output.duration(time.monotonic() - started)}.")
+    return 0
+
+
+def _wait_stopped(folder: Folder, deadline: float | None) -> None:
+    """Wait until nothing is left, and show each second what drains."""
+    shown = ""
+    while not target.wait_unlocked(folder, 1.0):
+        draining = target.wait(_draining(folder))
+        if draining and draining != shown:
+            output.note(f"  {draining}")
+            shown = draining
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimedOut(
+                f"{folder.path.name} has not stopped in time; it goes on stopping",
+                seen=[draining] if draining else [],
+                remedy=f"streamd kill --tree --name {folder.path.name}",
+            )
+
+
+async def _draining(folder: Folder) -> str:
+    """What the processes that stop still work on, "" when nobody tells."""
+    try:
+        snapshot = await target.ask(folder, "status", timeout_s=0.5)
+    except StreamdError:
+        return ""
+    left = [
+        f"{process['name']}: {'; '.join(process.get('draining') or ['stopping'])}"
+        for process in snapshot["processes"]
+        if process.get("draining") or process["state"].lower() == "stopping"
+    ]
+    return "waiting for " + ", ".join(left) if left else ""
+
+
+stop_command = Command(
+    "stop",
+    callback=stop,
+    help=stop.__doc__,
+    params=[
+        click.Option(
+            ["--cold"], is_flag=True, help="Cancel what runs; it is done again later."
+        ),
+        click.Option(
+            ["-t", "--timeout"],
+            type=DURATION,
+            help="How long to wait; then exit 124. [default: without limit]",
+        ),
+    ],
+)
+
+
+def restart(names: tuple[str, ...], timeout: float) -> None:
+    """Restart processes, one at a time.
+
+    All of the app's when no name is given.
+    """
+    folder = target.folder_of(given())
+    answer = target.wait(target.ask(folder, "restart", timeout_s=timeout, names=list(names)))
+    if given().json:
+        output.say_json({"schema": "streamd.restart/1", "restarted": answer})
+    else:
+        restarted = answer if isinstance(answer, list) else list(names)
+        output.say(f"Restarted {', '.join(map(str, restarted)) or 'all processes'}.")
+
+
+restart_command = Command(
+    "restart",
+    callback=restart,
+    help=restart.__doc__,
+    params=[
+        click.Argument(
+            ["names"],
+            nargs=-1,
+            metavar="[NAME]...",
+            help="Processes or groups; all when left out.",
+            shell_complete=complete_names,
+        ),
+        click.Option(
+            ["-t", "--timeout"],
+            type=DURATION,
+            default="60s",
+            show_default=True,
+            help="How long to wait for all of them.",
+        ),
+    ],
+)
+
+
+def scale(sizes: tuple[str, ...]) -> None:
+    """Set how many processes a group has.
+
+    For this run only; `processes=N` on the agent keeps it.
+    """
+    folder = target.folder_of(given())
+    wanted = dict(map(_group_size, sizes))
+    for group, processes in wanted.items():
+        target.wait(target.ask(folder, "scale", timeout_s=60, group=group, processes=processes))
+        output.say(f"{group} has {output.plural(processes, 'process')}.")
+
+
+def _group_size(text: str) -> tuple[str, int]:
+    group, _, number = text.partition("=")
+    if not group or not number.isdecimal() or int(number) < 1:
+        raise UsageError(
+            f"{text!r} is no size of a group, expected GROUP=N with N of 1 or more",
+            remedy="streamd scale count_words=4",
+        )
+    return group, int(number)
+
+
+scale_command = Command(
+    "scale",
+    callback=scale,
+    help=scale.__doc__,
+    params=[
+        click.Argument(
+            ["sizes"], nargs=-1, required=True, metavar="GROUP=N...", help="Group and size."
+        )
+    ],
+)
+
+
+def answer_rows(answer: Any, key: str) -> list[dict[str, Any]]:
+    """The list in an answer that is one, or holds one under `key`."""
+    rows = answer.get(key, []) if isinstance(answer, dict) else answer
+    assert isinstance(rows, list)
+    return rows
