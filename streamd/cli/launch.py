@@ -16,7 +16,7 @@ import click
 import msgspec
 
 import streamd
-from streamd.cli import output, target
+from streamd.cli import kill, output, target
 from streamd.cli.options import DURATION, Given, color_wanted, given, setting_option
 from streamd.cli.root import Command
 from streamd.errors import Busy, NotPermitted, StreamdError
@@ -28,6 +28,9 @@ from streamd.instance import (
     instance_name,
     new_tree,
 )
+
+# How long an unknown holder of the lock is waited for before it counts as a survivor.
+UNKNOWN_HOLDER_S = 0.3
 
 
 def _web_options() -> list[click.Parameter]:
@@ -129,7 +132,6 @@ def run_foreground(options: Given, mode: str) -> NoReturn:
     lock = take_lock(folder, spec)
     if isinstance(lock, Running):
         raise lock.busy()
-    record_holder(lock, spec)
     output.note(f"streamd {streamd.__version__} · {spec.name} · {mode} (Ctrl-C stops it)")
     become_guardian(spec, lock, -1)
 
@@ -172,9 +174,6 @@ def make_spec(options: Given, mode: str, *, foreground: bool) -> StartSpec:
     name = instance_name(app, options.name)
     folder = Folder.of(name)
     folder.make()
-    logfile = options.logfile
-    if logfile is None and not foreground:
-        logfile = _daemon_logfile(folder)
     config_file = target.settings_file(options)
     color = color_wanted(options.color)
     return StartSpec(
@@ -187,17 +186,11 @@ def make_spec(options: Given, mode: str, *, foreground: bool) -> StartSpec:
         workdir=str(Path.cwd()),
         folder=str(folder.path),
         tree=new_tree(),
-        logfile=logfile,
+        logfile=options.logfile,
         loglevel=options.loglevel or "info",
         log_format=options.log_format or "auto",
-        color=(logfile is None and sys.stderr.isatty()) if color is None else color,
+        color=sys.stderr.isatty() if color is None else color,
     )
-
-
-def _daemon_logfile(folder: Folder) -> str:
-    if os.access(Path.cwd(), os.W_OK):
-        return str(Path.cwd() / f"{folder.path.name}.log")
-    return str(folder.path / "streamd.log")
 
 
 class Running:
@@ -237,33 +230,38 @@ def take_lock(folder: Folder, spec: StartSpec) -> int | Running:
     Raises:
         NotPermitted: What holds the lock cannot be ended.
     """
-    deadline = time.monotonic() + 1.0
+    began = time.monotonic()
     while (lock := folder.try_lock()) is None:
         if who := target.living(folder):
             return Running(folder, who.pid)
-        end_survivors(folder)
-        # A probe holds the lock for a moment; a tree that was just killed, a little longer.
-        if time.monotonic() > deadline:
-            raise NotPermitted(
-                f"the lock {folder.lock_path} is held, and no process of {spec.name} is found",
-                remedy=f"fuser -v {folder.lock_path}",
-            )
-        time.sleep(0.02)
+        # A probe holds the lock for a moment, and who has just taken it says so a little later.
+        if time.monotonic() - began > UNKNOWN_HOLDER_S:
+            end_survivors(folder)
+        time.sleep(0.01)
     # What the last master wrote is not true any more, and would be taken for this one's.
     folder.record_path.unlink(missing_ok=True)
     folder.control_path.unlink(missing_ok=True)
+    record_holder(lock, spec)
     return lock
 
 
 def end_survivors(folder: Folder) -> None:
-    """Kill what is left of a tree whose guardian and master are dead; say so."""
-    from streamd.cli import kill  # noqa: PLC0415 - psutil, 25 ms, only after a crash
+    """Kill what is left of a tree whose guardian and master are dead; say so.
 
-    killed = kill.end_tree(folder)
-    if killed:
+    Raises:
+        NotPermitted: Something of it cannot be ended.
+    """
+    report = kill.end_tree(folder)
+    if not report.is_complete:
+        raise NotPermitted(
+            f"the lock {folder.lock_path} is held by what cannot be ended",
+            seen=[str(process) for process in report.survivors],
+            remedy=f"sudo streamd kill --tree --name {folder.path.name}",
+        )
+    if report.killed:
         output.note(
-            f"{folder.path.name} had died and left {output.plural(killed, 'process')}; "
-            "ended, going on."
+            f"{folder.path.name} had died and left "
+            f"{output.plural(len(report.killed), 'process')}; ended, going on."
         )
 
 
@@ -324,10 +322,10 @@ def _detach(spec: StartSpec, lock: int, ready_fd: int, tell: int) -> NoReturn:
         record_holder(lock, spec)
         os.write(tell, str(os.getpid()).encode())
         os.close(tell)
-        assert spec.logfile is not None
         null = os.open(os.devnull, os.O_RDWR)
-        log = os.open(spec.logfile, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-        for fd, stream in ((null, 0), (log, 1), (log, 2)):
+        # What is written before the master has its log file, and little else.
+        early = os.open(early_log(spec), os.O_WRONLY | os.O_TRUNC | os.O_CREAT, 0o600)
+        for fd, stream in ((null, 0), (null, 1), (early, 2)):
             os.dup2(fd, stream)
         become_guardian(spec, lock, ready_fd)
     except BaseException as error:
@@ -335,6 +333,11 @@ def _detach(spec: StartSpec, lock: int, ready_fd: int, tell: int) -> NoReturn:
         with contextlib.suppress(OSError):
             os.write(ready_fd, json.dumps({"error": problem}).encode() + b"\n")
         os._exit(70)
+
+
+def early_log(spec: StartSpec) -> Path:
+    """Where the stderr of a daemon goes."""
+    return Path(spec.folder) / "start.log"
 
 
 class Progress:
@@ -406,7 +409,7 @@ class Progress:
     def _gone(self) -> StreamdError:
         error = StreamdError(
             f"{self._spec.name} ended before it was ready",
-            seen=_last_lines(self._spec.logfile),
+            seen=_last_lines(early_log(self._spec)),
             remedy=f"streamd -A {self._spec.app} start --foreground",
         )
         error.exit_code = 70
@@ -424,12 +427,8 @@ class StartFailed(StreamdError):
         self.user_traceback = problem.get("traceback") or ""
 
 
-def _last_lines(logfile: str | None) -> list[str]:
-    if logfile is None:
-        return []
+def _last_lines(path: Path) -> list[str]:
     try:
-        with open(logfile, "rb") as file:
-            file.seek(max(0, os.path.getsize(logfile) - 4096))
-            return file.read().decode(errors="replace").splitlines()[-5:]
+        return path.read_text(errors="replace").splitlines()[-5:]
     except OSError:
         return []

@@ -192,7 +192,7 @@ def root_options(*, hidden: bool) -> list[click.Option]:
             "--logfile",
             metavar="FILE",
             type=click.Path(dir_okay=False, resolve_path=True),
-            help="Log to this file. [default: stderr; a daemon: ./NAME.log]",
+            help="Log to this file. [default: stderr; a daemon: streamd.log in the datadir]",
         ),
         stored(
             "log_format",

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from streamd.errors import StreamdError
+from streamd.errors import StreamdError, UsageError
 
 STATE_COLORS = {
     "running": "green",
@@ -140,6 +140,18 @@ def plural(number: int, noun: str) -> str:
     if noun.endswith("y"):
         return f"{count(number)} {noun[:-1]}ies"
     return f"{count(number)} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def confirm(question: str) -> None:
+    """Go on only if a person says yes.
+
+    Raises:
+        UsageError: Nobody is there to ask.
+        click.Abort: The answer is no.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError("this asks first, and there is no terminal", remedy="add --yes")
+    click.confirm(question, abort=True, err=True)
 
 
 def say_error(error: StreamdError, *, user_traceback: str = "", debug: bool = False) -> None:
