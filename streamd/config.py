@@ -1,0 +1,1040 @@
+"""Every setting: its name, type, default and help, and where its value came from.
+
+The class `Settings` is the one table. From it come the keyword of `App`, the key of
+`streamd.toml` or of `[tool.streamd]` in pyproject.toml, the environment variable, the option of
+the command line, the rows of `streamd config` and `docs/settings.md`. An option wins over the
+environment, that over `App`, that over the file, that over the default.
+
+What must hold before any code of the user's runs (`early`) cannot be set in `App`. An
+environment variable that is empty counts as not set.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta, tzinfo
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar, overload
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from streamd.errors import ConfigError
+from streamd.log import LEVELS, MASKED, hide, mask
+from streamd.wire import SettingInfo
+
+PREFIX = "STREAMD_"
+
+OTHER_VARIABLES = frozenset({
+    "STREAMD_AGENT", "STREAMD_APP", "STREAMD_COLOR", "STREAMD_CONFIG", "STREAMD_FAILPOINT",
+    "STREAMD_INSTANCE", "STREAMD_JSON", "STREAMD_NAME", "STREAMD_RUNTIME_DIR", "STREAMD_TEST",
+    "STREAMD_TEST_KAFKA", "STREAMD_TREE",
+})  # fmt: skip
+"""Variables of streamd that are no settings."""
+
+OTHER_KEYS = frozenset({"app", "name"})
+"""Keys of the settings file that are read by the command line, for what -A and --name say."""
+
+_NEEDLESS = "it has no effect here: remove it"
+_LATER = "it has no effect yet"
+
+NO_EFFECT = {
+    name: reason
+    for reason, names in {
+        "an app is its own event loop here: remove it": "loop beacon",
+        "the interval adapts by itself; its bound is checkpoint_interval": (
+            "broker_commit_interval broker_commit_every"
+        ),
+        "tables are held in memory and stored by streamd itself: remove it": "store tabledir",
+        "an event that waits long is limited by @app.agent(timeout=...)": (
+            "broker_commit_livelock_soft_timeout stream_processing_timeout"
+        ),
+        _NEEDLESS: (
+            "cython_optimizations broker_api_version consumer_api_version producer_api_version"
+            " producer_threaded store_check_exists crash_app_on_aerospike_exception"
+            " aerospike_retries_on_exception"
+            " aerospike_sleep_seconds_between_retries_on_exception stream_ack_cancelled_tasks"
+            " stream_ack_exceptions stream_publish_on_commit stream_recovery_delay"
+            " stream_wait_empty recovery_consistency_check table_key_index_size"
+            " table_standby_replicas num_standby_replicas topic_disable_leader id_format web"
+            " web_in_thread web_application_options web_transport web_stats_enabled"
+            " web_graph_enabled web_router_enabled web_tables_enabled web_metrics_enabled"
+            " canonical_url worker_redirect_stdouts worker_redirect_stdouts_level"
+            " ConsumerScheduler TableManager PartitionAssignor LeaderAssignor Router Worker"
+            " HttpClient Serializers blocking_timeout agent_supervisor stream_buffer_maxsize"
+            " reply_create_topic create_reply_topic reply_to reply_to_prefix"
+        ),
+        _LATER: (
+            "monitor config_source broker_check_crcs broker_client_id client_id"
+            " broker_consumer broker_producer"
+            " broker_heartbeat_interval broker_max_poll_interval broker_max_poll_records"
+            " broker_rebalance_timeout broker_request_timeout consumer_max_fetch_size"
+            " consumer_auto_offset_reset consumer_group_instance_id"
+            " consumer_metadata_max_age_ms consumer_connections_max_idle_ms logging_config"
+            " loghandlers producer_acks producer_compression_type producer_linger"
+            " producer_linger_ms producer_max_batch_size producer_max_request_size"
+            " producer_partitioner producer_request_timeout producer_metadata_max_age_ms"
+            " producer_connections_max_idle_ms reply_expires table_cleanup_interval"
+            " topic_allow_declare cache web_cors_options Agent Event Schema Stream Table"
+            " SetTable GlobalTable SetGlobalTable Topic Monitor"
+        ),
+    }.items()
+    for name in names.split()
+}
+"""Settings of Faust's that are taken and change nothing, and what the warning says."""
+
+REFUSED = {
+    name: "streamd cannot do this yet, and must not run as if it did"
+    for name in ("broker_credentials", "ssl_context", "web_ssl_context")
+}
+
+ALIASES = {
+    "url": "broker",
+    "default_partitions": "topic_partitions",
+    "replication_factor": "topic_replication_factor",
+    "commit_interval": "broker_commit_interval",
+    "origin": "app_origin",
+}
+"""Other names of Faust's, and the name that is meant."""
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Refused(ValueError):
+    """A kind does not take the value; the reason is not that it is of another type."""
+
+
+class Kind(Generic[T_co]):
+    """What values of a setting look like.
+
+    `parse` takes text, or what Python and TOML have for it, and raises ValueError or TypeError
+    on anything else. `show` gives text that `parse` takes, `plain` what frames can carry.
+    """
+
+    def __init__(
+        self,
+        expected: str,
+        parse: Callable[[Any], T_co],
+        *,
+        show: Callable[[Any], str] = str,
+        plain: Callable[[Any], Any] = lambda value: value,
+        choices: tuple[str, ...] = (),
+        unit: str = "",
+    ) -> None:
+        self.expected = expected
+        self.parse = parse
+        self.show = show
+        self.plain = plain
+        self.choices = choices
+        self.unit = unit
+
+
+class Setting(Generic[T_co]):
+    """A row of the table. On an instance of `Settings` its name is the value itself.
+
+    Args:
+        kind: How its values look.
+        default: As a user would write it; None: no value, which only an optional kind takes.
+        help: One sentence.
+        option: Its option of the command line; None: it has none.
+        short: The option's letter.
+        secret: Never shown.
+        early: Must hold before user code runs.
+        app_only: Can be set in `App` alone.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        kind: Kind[T_co],
+        default: object,
+        help: str,
+        *,
+        option: str | None = "",
+        short: str | None = None,
+        secret: bool = False,
+        early: bool = False,
+        app_only: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.default = default
+        self.help = help
+        self.option = option
+        self.short = short
+        self.secret = secret
+        self.early = early
+        self.app_only = app_only
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        if self.secret or self.app_only:
+            self.option = None
+        elif self.option == "":
+            self.option = f"--{name.replace('_', '-')}"
+
+    @overload
+    def __get__(self, settings: None, owner: type) -> "Setting[T_co]": ...
+
+    @overload
+    def __get__(self, settings: "Settings", owner: type) -> T_co: ...
+
+    def __get__(self, settings: "Settings | None", owner: type) -> Any:
+        # Reached only where the instance's __dict__, which wins, has no value.
+        if settings is None:
+            return self
+        raise AttributeError(f"{self.name} is known only once the app is imported")
+
+    @property
+    def variable(self) -> str | None:
+        """The environment variable's name."""
+        return None if self.app_only else PREFIX + self.name.upper()
+
+    def shown(self, value: object) -> str:
+        """`value` as text for people, masked where it is secret."""
+        if value is None:
+            return ""
+        return MASKED if self.secret else mask(self.kind.show(value))
+
+
+# Kinds.
+
+_UNITS_S = {
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+    "w": 604800.0,
+}
+_UNITS_BYTES = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)")
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of `500ms`, `30s`, `5m`, `2h`, `1h 30m`, a number or a timedelta.
+
+    >>> parse_duration("1h 30m")
+    5400.0
+
+    Raises:
+        ValueError: It is none of these, or negative.
+        TypeError: It is of another type.
+    """
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str):
+        seconds = _parse_duration_text(value.strip().lower())
+    else:
+        raise TypeError(value)
+    if not 0 <= seconds < 1e12:
+        raise ValueError(value)
+    return seconds
+
+
+def _parse_duration_text(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        parts = _NUMBER_AND_UNIT.findall(text)
+    if not parts or _NUMBER_AND_UNIT.sub("", text).strip():
+        raise ValueError(text)
+    try:
+        return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    except KeyError as error:
+        raise ValueError(text) from error
+
+
+def _duration_above_0(value: object) -> float:
+    seconds = parse_duration(value)
+    if not seconds:
+        raise ValueError(value)
+    return seconds
+
+
+def show_duration(seconds: float) -> str:
+    """The shortest text that `parse_duration` reads as this.
+
+    >>> show_duration(0.05), show_duration(604800.0), show_duration(90.0)
+    ('50ms', '7d', '90s')
+    """
+    for unit in ("d", "h", "m"):
+        if seconds >= _UNITS_S[unit] and seconds % _UNITS_S[unit] == 0:
+            return f"{seconds / _UNITS_S[unit]:g}{unit}"
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    return f"{seconds:.12g}s"
+
+
+def parse_size(value: object) -> int:
+    """Bytes of `64MiB`, `1MB`, `512` or a number.
+
+    >>> parse_size("64MiB")
+    67108864
+
+    Raises:
+        ValueError: It is none of these, or negative.
+        TypeError: It is of another type.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        size_bytes = value
+    elif isinstance(value, str):
+        matched = _NUMBER_AND_UNIT.fullmatch(value.strip().lower())
+        if matched is None or matched[2] not in _UNITS_BYTES:
+            raise ValueError(value)
+        size_bytes = int(float(matched[1]) * _UNITS_BYTES[matched[2]])
+    else:
+        raise TypeError(value)
+    if size_bytes < 0:
+        raise ValueError(value)
+    return size_bytes
+
+
+def show_size(size_bytes: int) -> str:
+    """The shortest text that `parse_size` reads as this.
+
+    >>> show_size(1048576), show_size(1000)
+    ('1MiB', '1000')
+    """
+    for unit, name in (("gib", "GiB"), ("mib", "MiB"), ("kib", "KiB")):
+        if size_bytes and size_bytes % _UNITS_BYTES[unit] == 0:
+            return f"{size_bytes // _UNITS_BYTES[unit]}{name}"
+    return str(size_bytes)
+
+
+def parse_bool(value: object) -> bool:
+    """Faust's words: 1 true yes on, 0 false no off, in any case.
+
+    Raises:
+        ValueError: It is none of these.
+        TypeError: It is of another type.
+    """
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str | int):
+        raise TypeError(value)
+    word = str(value).strip().lower()
+    if word not in _TRUE | _FALSE:
+        raise ValueError(value)
+    return word in _TRUE
+
+
+def parse_broker(value: object) -> str:
+    """One canonical text of a broker: `embedded://`, `memory://` or `kafka://a:9092;b:9092`.
+
+    >>> parse_broker(["aiokafka://a", "b:9093"])
+    'kafka://a:9092;b:9093'
+
+    Raises:
+        Refused: It is a broker that streamd does not know, or a mixture.
+        TypeError: It is of another type.
+    """
+    if isinstance(value, str):
+        urls = [part.strip() for part in re.split("[;,]", value) if part.strip()]
+    elif isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
+        urls = [str(part).strip() for part in value]
+    else:
+        raise TypeError(value)
+    if not urls:
+        raise Refused("no broker is named")
+    schemes: list[str] = []
+    servers = []
+    for url in urls:
+        scheme, found, rest = url.rpartition("://")
+        # Later addresses of a list need no scheme, and Faust takes a bare one as Kafka's.
+        scheme = scheme.lower() if found else (schemes[-1] if schemes else "kafka")
+        schemes.append({"aiokafka": "kafka", "confluent": "kafka"}.get(scheme, scheme))
+        servers.append(rest.rstrip("/"))
+    kind = schemes[0]
+    if kind not in {"embedded", "memory", "kafka"}:
+        close = get_close_matches(kind, ["embedded", "memory", "kafka"], 1)
+        hint = f"; did you mean {close[0]}://?" if close else ""
+        raise Refused(f"no broker of the kind {kind}:// is known{hint}")
+    if set(schemes) != {kind}:
+        raise Refused("brokers of several kinds are named")
+    if kind != "kafka":
+        if any(servers) or len(servers) > 1:
+            raise Refused(f"{kind}:// takes nothing behind it; datadir says where the log is")
+        return f"{kind}://"
+    return f"kafka://{';'.join(_server(server) for server in servers)}"
+
+
+def _server(text: str) -> str:
+    user, at, address = text.rpartition("@")
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        host, port = address, "9092"
+    if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in address:
+        raise Refused(f"{mask('kafka://' + text)} is no address of a Kafka server (host:port)")
+    return f"{user}{at}{host}:{port}"
+
+
+def broker_kind(broker: str) -> str:
+    """`embedded`, `memory` or `kafka`, of the setting `broker`."""
+    return broker.partition("://")[0]
+
+
+def broker_servers(broker: str) -> list[str]:
+    """The servers of a kafka:// broker as `host:port`, without user and password."""
+    rest = broker.partition("://")[2]
+    return [server.rpartition("@")[2] for server in rest.split(";") if server]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    if not value.strip() or "\0" in value:
+        raise ValueError(value)
+    return value.strip()
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, Path):
+        value = Path(_text(value))
+    return value.expanduser()
+
+
+def _app_id(value: object) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,150}", text) or text in {".", ".."}:
+        raise ValueError(value)
+    return text
+
+
+def _integer(low: int, high: int | None = None) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise TypeError(value)
+        number = int(value)
+        if number < low or (high is not None and number > high):
+            raise ValueError(value)
+        return number
+
+    return parse
+
+
+def _octal(value: Any) -> int:
+    if isinstance(value, str):
+        value = int(value, 8)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(value)
+    if not 0 <= value <= 0o777:
+        raise ValueError(value)
+    return value
+
+
+def _timezone(value: object) -> tzinfo:
+    # pytz has `zone`, zoneinfo `key`; datetime.timezone has neither, and is UTC or no zone.
+    name = value if isinstance(value, str) else getattr(value, "zone", None)
+    if name is None and isinstance(value, tzinfo):
+        name = getattr(value, "key", None) or value.tzname(None)
+    if not isinstance(name, str):
+        raise TypeError(value)
+    try:
+        return ZoneInfo(name.strip())
+    except (OSError, ValueError, LookupError) as error:
+        raise ValueError(name) from error
+
+
+def _zone_name(value: object) -> str:
+    return str(getattr(value, "key", value))
+
+
+def _names(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [part for part in re.split(r"[,;\s]+", value) if part]
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise TypeError(value)
+    return [_text(part) for part in value]
+
+
+def _choice(*words: str, **others: str) -> Kind[str]:
+    def parse(value: object) -> str:
+        # Enum members of Faust's carry the word as their value.
+        word = str(getattr(value, "value", value)).strip().lower()
+        word = others.get(word, word)
+        if word not in words:
+            raise ValueError(value)
+        return word
+
+    return Kind(f"one of {', '.join(words)}", parse, choices=words)
+
+
+def _optional(kind: Kind[T], *words: str) -> Kind[T | None]:
+    """`kind`, or no value, which `words` and "none" say too."""
+    nothing = {"", "none", *words}
+
+    def parse(value: Any) -> T | None:
+        if value is None or (isinstance(value, str) and value.strip().lower() in nothing):
+            return None
+        return kind.parse(value)
+
+    return Kind(
+        f"{kind.expected}, or {words[0] if words else 'none'}",
+        parse,
+        show=kind.show,
+        plain=lambda value: None if value is None else kind.plain(value),
+        choices=kind.choices,
+        unit=kind.unit,
+    )
+
+
+def _codec(value: object) -> Any:
+    # A codec object is the user's own; the registry of codecs says whether a name is known.
+    return _text(value) if isinstance(value, str) else value
+
+
+def _anything(value: object) -> Any:
+    return value
+
+
+def _word_of(value: object) -> str:
+    return value if isinstance(value, str) else str(getattr(value, "name", value))
+
+
+TEXT = Kind("a text", _text)
+PATH = Kind("a path", _path, plain=lambda value: str(value.absolute()))
+BOOL = Kind("1, true, yes, on, or 0, false, no, off", parse_bool, show=lambda v: str(v).lower())
+DURATION = Kind(
+    "a duration such as 500ms, 30s, 5m, 2h, or a number of seconds",
+    parse_duration,
+    show=show_duration,
+    unit="seconds",
+)
+DURATION_ABOVE_0 = Kind(
+    "a duration above 0 such as 500ms, 30s, 5m, 2h, or a number of seconds",
+    _duration_above_0,
+    show=show_duration,
+    unit="seconds",
+)
+SIZE = Kind(
+    "a size such as 64MiB, 1MB, or a number of bytes", parse_size, show=show_size, unit="bytes"
+)
+COUNT = Kind("a whole number from 0", _integer(0))
+COUNT_FROM_1 = Kind("a whole number from 1", _integer(1))
+PORT = Kind("a port number from 0 to 65535", _integer(0, 65535))
+OCTAL = Kind("an octal number such as 022", _octal, show=lambda value: f"{value:03o}")
+TIMEZONE = Kind(
+    "a time zone such as Europe/Vienna", _timezone, show=_zone_name, plain=_zone_name
+)
+NAMES = Kind("a list of names", _names, show=", ".join)
+CODEC = Kind("the name of a codec", _codec, show=_word_of, plain=_word_of)
+ANY = Kind(
+    "any value",
+    _anything,
+    show=repr,
+    plain=lambda value: value if isinstance(value, bool | str) else repr(value),
+)
+BROKER = Kind(
+    "embedded://, memory:// or kafka://host:9092;host2:9092", parse_broker, show=str, plain=str
+)
+LEVEL = _choice(*LEVELS, warning="warn", critical="crit", fatal="crit")
+
+
+class Settings:
+    """The settings of one app, as they came out. Made by `resolve` or `bootstrap`."""
+
+    # The app.
+    id = Setting(
+        Kind("letters, digits, '.', '_' and '-'", _app_id),
+        "app",
+        "The app's name: prefix of its consumer groups and of the topics it owns; "
+        "with `version` above 1, `-v` and the version are added.",
+        app_only=True,
+    )
+    version = Setting(
+        COUNT_FROM_1,
+        1,
+        "Version of the app; a new one reads all topics from their beginning into new tables.",
+    )
+    autodiscover = Setting(
+        ANY,
+        False,
+        "Modules to import so that their agents are found: true, or a list.",
+        app_only=True,
+    )
+    app_origin = Setting(
+        _optional(TEXT), None, "The package that `autodiscover=True` searches.", app_only=True
+    )
+    env_prefix = Setting(
+        _optional(TEXT),
+        None,
+        "A further prefix of environment variables, which win over those with STREAMD_.",
+        app_only=True,
+    )
+    debug = Setting(BOOL, False, "Show whole tracebacks; find values changed in place.")
+    timezone = Setting(TIMEZONE, "UTC", "Time zone of cron jobs that name none.")
+
+    # What is done to events.
+    broker = Setting(
+        BROKER, "embedded://", "Where topics are: the embedded log, memory (tests), or Kafka."
+    )
+    datadir = Setting(
+        _optional(PATH),
+        None,
+        "Folder of the embedded log and of the tables' stores; a relative one is in the "
+        "working folder. [default: {id}-data]",
+        short="-D",
+    )
+    processing_guarantee = Setting(
+        _choice("at_least_once", "exactly_once"),
+        "at_least_once",
+        "What Kafka topics get after a crash; the embedded log is always exactly once.",
+    )
+    checkpoint_interval = Setting(
+        DURATION_ABOVE_0, "50ms", "Longest time between two checkpoints while events come."
+    )
+    checkpoint_events = Setting(COUNT_FROM_1, 10_000, "Most events between two checkpoints.")
+    on_error = Setting(
+        _choice("retry", "stop", "skip"),
+        "retry",
+        "What becomes of an event whose agent raises: tried again and then put into the dead "
+        "letters; or its process stopped; or the event passed over.",
+    )
+    retries = Setting(COUNT, 3, "How often an event is tried again.")
+    retry_backoff = Setting(
+        DURATION, "100ms", "Wait before the first new try; it doubles with each further one."
+    )
+    reply_timeout = Setting(DURATION_ABOVE_0, "30s", "How long `ask` waits for its reply.")
+    key_serializer = Setting(CODEC, "raw", "Codec of keys where a topic names none.")
+    value_serializer = Setting(CODEC, "json", "Codec of values where a topic names none.")
+
+    # Topics.
+    topic_partitions = Setting(COUNT_FROM_1, 8, "Partitions of the topics that streamd makes.")
+    topic_replication_factor = Setting(
+        COUNT_FROM_1, 1, "Copies of the topics that streamd makes on Kafka."
+    )
+    topic_retention = Setting(
+        _optional(DURATION, "forever"),
+        "7d",
+        "How long records are kept in topics that streamd makes.",
+    )
+    broker_session_timeout = Setting(
+        DURATION_ABOVE_0,
+        "10s",
+        "How long Kafka waits for a silent member before others take over.",
+    )
+
+    # Processes.
+    grace = Setting(
+        DURATION, "30s", "How long a warm stop may take; then what still runs is cancelled."
+    )
+    hang_limit = Setting(
+        DURATION,
+        "30s",
+        "How long a process's loop may stand still before it is replaced; 0: ever.",
+    )
+
+    # Web.
+    web_enabled = Setting(
+        BOOL, True, "Serve pages and look-ups over HTTP.", option="--with-web/--without-web"
+    )
+    web_bind = Setting(TEXT, "127.0.0.1", "Address to listen on.", short="-b")
+    web_port = Setting(PORT, 6066, "Port to listen on; 0 takes a free one.", short="-p")
+    web_host = Setting(
+        _optional(TEXT), None, "Name by which other hosts reach this one. [default: host name]"
+    )
+    web_hosts = Setting(
+        NAMES, [], "Further names that a request's Host header may have, besides this host's."
+    )
+    web_token = Setting(
+        _optional(TEXT), None, "Secret that actions on streamd's own pages need.", secret=True
+    )
+    web_token_file = Setting(
+        _optional(PATH), None, "File whose first line is `web_token`, where that is not set."
+    )
+    web_max_body = Setting(SIZE, "1MiB", "Largest body of a request; above it: status 413.")
+    web_timeout = Setting(
+        DURATION_ABOVE_0, "30s", "How long a page may take; above it: status 503."
+    )
+
+    # What must hold before user code.
+    loglevel = Setting(LEVEL, "info", "Least level that is logged.", short="-l", early=True)
+    logfile = Setting(
+        _optional(PATH), None, "Log to this file. [default: stderr]", short="-f", early=True
+    )
+    log_format = Setting(
+        _choice("auto", "text", "json"),
+        "auto",
+        "Look of log lines; auto: text on a terminal, else JSON.",
+        early=True,
+    )
+    workdir = Setting(
+        _optional(PATH), None, "Change to this folder first.", short="-W", early=True
+    )
+    user = Setting(_optional(TEXT), None, "User to run as, name or number.", early=True)
+    group = Setting(_optional(TEXT), None, "Unix group to run as, name or number.", early=True)
+    umask = Setting(_optional(OCTAL), None, "Mode bits that new files lack.", early=True)
+    nofile = Setting(
+        _optional(COUNT_FROM_1), None, "Limit of open files for each process.", early=True
+    )
+
+    table: ClassVar[dict[str, Setting[Any]]]
+
+    def __init__(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+        self.__dict__.update(values)
+        self._names = [name for name in self.table if name in values]
+        self._origins = dict(origins)
+        self.warnings: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """The app's id without its version."""
+        return self.id if self.version == 1 else self.id.removesuffix(f"-v{self.version}")
+
+    def origin(self, name: str) -> str:
+        """Where the value of this setting came from, as text for people."""
+        return self._origins[name]
+
+    def shown(self) -> list[SettingInfo]:
+        """Every setting in the table's order, as text, secrets masked."""
+        return [
+            SettingInfo(name, self.table[name].shown(self.__dict__[name]), self._origins[name])
+            for name in self._names
+        ]
+
+    def plain(self) -> dict[str, Any]:
+        """Every value as data that a frame carries, secrets too: durations in seconds as
+        float, sizes in bytes as int, paths absolute."""
+        return {name: self.table[name].kind.plain(self.__dict__[name]) for name in self._names}
+
+
+Settings.table = {
+    name: entry for name, entry in vars(Settings).items() if isinstance(entry, Setting)
+}
+
+
+# Where values come from.
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A value that was given for a setting, and where."""
+
+    value: Any
+    origin: str
+    fix: str  # what the user would change
+
+
+def resolve(
+    app_keywords: Mapping[str, Any],
+    environ: Mapping[str, str],
+    file: Path | None,
+    options: Mapping[str, str],
+) -> Settings:
+    """Every setting's value from the four sources, by precedence.
+
+    What was taken but has no effect, and unknown variables of the environment, are in
+    `Settings.warnings`.
+
+    Args:
+        app_keywords: What `App` was given, its id under `id`.
+        options: Setting name → text, as the command line was given it.
+
+    Raises:
+        ConfigError: A value cannot be used, or a name is unknown. It tells of all of them.
+    """
+    return _Resolution(app_keywords, environ, file, options, early_only=False).settings()
+
+
+def bootstrap(
+    environ: Mapping[str, str], file: Path | None, options: Mapping[str, str]
+) -> Settings:
+    """Only the settings that must hold before user code; others raise AttributeError.
+
+    Raises:
+        ConfigError: A value cannot be used, or a name in the file or options is unknown.
+    """
+    return _Resolution({}, environ, file, options, early_only=True).settings()
+
+
+class _Resolution:
+    """One run of `resolve` or `bootstrap`."""
+
+    def __init__(
+        self,
+        app_keywords: Mapping[str, Any],
+        environ: Mapping[str, str],
+        file: Path | None,
+        options: Mapping[str, str],
+        *,
+        early_only: bool,
+    ) -> None:
+        self._early_only = early_only
+        self._errors: list[ConfigError] = []
+        self._warnings: list[str] = []
+        self._found: dict[str, Found] = {}
+        self._prefix = app_keywords.get("env_prefix")
+        # Later sources win.
+        self._take(_in_file(file))
+        self._take(_in_app(app_keywords))
+        self._take(self._in_environment(environ, PREFIX))
+        if isinstance(self._prefix, str) and self._prefix:
+            self._take(self._in_environment(environ, self._prefix))
+        self._take(_in_options(options))
+
+    def settings(self) -> Settings:
+        values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        for name, entry in Settings.table.items():
+            if self._early_only and not entry.early:
+                continue
+            found = self._found.get(name, Found(entry.default, "default", ""))
+            try:
+                values[name] = entry.kind.parse(found.value)
+            except (ValueError, TypeError) as error:
+                self._errors.append(_wrong_value(entry, found, error))
+            origins[name] = found.origin
+        if self._errors:
+            raise _one_error(self._errors)
+        if not self._early_only:
+            _derive(values, origins)
+        hide(
+            str(values[name]) for name in values if Settings.table[name].secret and values[name]
+        )
+        settings = Settings(values, origins)
+        settings.warnings = self._warnings
+        return settings
+
+    def _take(self, source: Iterable[tuple[str, Found]]) -> None:
+        for given, found in source:
+            name = ALIASES.get(given, given)
+            entry = Settings.table.get(name)
+            if name in REFUSED:
+                self._refuse(f"{given} is set ({found.origin}): {REFUSED[name]}", found.fix)
+            elif name in NO_EFFECT:
+                self._warnings.append(f"{given} ({found.origin}): {NO_EFFECT[name]}")
+            elif entry is None:
+                self._refuse(
+                    f"unknown setting {given!r} ({found.origin}){_did_you_mean(given)}",
+                    f"{found.fix}; `streamd config` lists all settings",
+                )
+            elif entry.app_only and not found.origin.startswith("App("):
+                self._refuse(
+                    f"{name} can be set only in App(...), not in {found.origin}", found.fix
+                )
+            elif entry.early and found.origin.startswith("App("):
+                self._refuse(
+                    f"{name} cannot be set in App(...): it must hold before the import",
+                    f"set {name} in streamd.toml, {entry.variable} or {entry.option}",
+                )
+            else:
+                self._found[name] = found
+
+    def _refuse(self, message: str, remedy: str) -> None:
+        self._errors.append(ConfigError(message, remedy=remedy))
+
+    def _in_environment(
+        self, environ: Mapping[str, str], prefix: str
+    ) -> Iterator[tuple[str, Found]]:
+        for variable, text in sorted(environ.items()):
+            if not variable.startswith(prefix) or not text or variable in OTHER_VARIABLES:
+                continue
+            name = variable.removeprefix(prefix).lower()
+            if (
+                ALIASES.get(name, name) in Settings.table
+                or name in REFUSED
+                or name in NO_EFFECT
+            ):
+                found = Found(text, f"environment {variable}", f"correct or unset {variable}")
+                yield name, found
+            elif prefix == PREFIX and not variable.startswith("STREAMD_TEST_"):
+                # A variable may be another program's: no reason to refuse to start.
+                hint = _did_you_mean(name, lambda close: PREFIX + close.upper())
+                self._warnings.append(f"the environment has {variable}, no setting{hint}")
+
+
+def _in_app(keywords: Mapping[str, Any]) -> Iterator[tuple[str, Found]]:
+    for name, value in keywords.items():
+        yield name, Found(value, f"App({name}=...)", f"correct {name} in App(...)")
+
+
+def _in_options(options: Mapping[str, str]) -> Iterator[tuple[str, Found]]:
+    for name, text in options.items():
+        entry = Settings.table.get(name)
+        option = (entry and entry.option) or f"--{name.replace('_', '-')}"
+        if "/" in option:
+            option = option.split("/")[text.lower() in _FALSE]
+        yield name, Found(text, f"option {option}", f"correct {option}")
+
+
+def _in_file(file: Path | None) -> Iterator[tuple[str, Found]]:
+    if file is None:
+        return
+    text, table = _read(file)
+    for name, value in _flat(table):
+        if name not in OTHER_KEYS:
+            origin = f"{file.name}:{_line_of(name, text)}"
+            yield name, Found(value, origin, f"correct {name} in {file}")
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values; `[web] port = 1` is `web_port = 1`, and `-` is as good as `_`."""
+    for key, value in table.items():
+        name = f"{prefix}{key.replace('-', '_')}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{name}_")
+        else:
+            yield name, value
+
+
+def _read(file: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(
+            f"the settings file {file} cannot be read: {error.strerror}",
+            remedy="give another with --config",
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"the settings file {file} is no TOML: {error}", remedy=f"correct {file}"
+        ) from error
+    if file.name == "pyproject.toml":
+        table = table.get("tool", {}).get("streamd", {})
+    return text, table
+
+
+def _line_of(name: str, text: str) -> int:
+    """The line that sets `name`, or 1 where it is written in a way that is not looked for."""
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
+            section = re.sub(r"^tool\.streamd\.?", "", header[1].strip())
+            continue
+        key = line.partition("=")[0].strip().strip("'\"")
+        full = f"{section}.{key}" if section else key
+        if re.sub(r"[.\s-]+", "_", full) == name:
+            return number
+    return 1
+
+
+def find_file(workdir: Path) -> Path | None:
+    """The settings file of a folder: streamd.toml, else a pyproject.toml that has
+    `[tool.streamd]`, else None."""
+    own = workdir / "streamd.toml"
+    if own.exists():
+        return own
+    shared = workdir / "pyproject.toml"
+    try:
+        return (
+            shared if "streamd" in tomllib.loads(shared.read_text()).get("tool", {}) else None
+        )
+    except (OSError, ValueError):
+        return None
+
+
+def file_value(file: Path | None, key: str) -> str | None:
+    """What the settings file says for one of `OTHER_KEYS`, or None.
+
+    Raises:
+        ConfigError: The file cannot be read, or the value is no text.
+    """
+    value = None if file is None else _read(file)[1].get(key)
+    if value is None or isinstance(value, str):
+        return value
+    raise ConfigError(
+        f"{key} in {file} is {value!r}; a text is expected", remedy=f"correct {file}"
+    )
+
+
+def _derive(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Fill in what depends on other settings."""
+    if values["datadir"] is None:
+        # Not by version: a new version reads the same log from its beginning.
+        values["datadir"] = Path(f"{values['id']}-data")
+    if values["version"] > 1:
+        values["id"] = f"{values['id']}-v{values['version']}"
+    file = values["web_token_file"]
+    if values["web_token"] is None and file is not None:
+        try:
+            lines = file.read_text().split()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"web_token_file {file} ({origins['web_token_file']}) cannot be read: {error}",
+                remedy="name a file that this user can read",
+            ) from error
+        if not lines:
+            raise ConfigError(
+                f"web_token_file {file} ({origins['web_token_file']}) is empty",
+                remedy="write the token into its first line",
+            )
+        values["web_token"] = lines[0]
+        origins["web_token"] = f"file {file}"
+
+
+def _wrong_value(entry: Setting[Any], found: Found, error: Exception) -> ConfigError:
+    seen = MASKED if entry.secret else mask(repr(found.value))
+    what = f"{entry.name} is {seen} ({found.origin})"
+    if isinstance(error, Refused):
+        return ConfigError(
+            f"{what}: {error}", seen=[f"expected {entry.kind.expected}"], remedy=found.fix
+        )
+    close = get_close_matches(str(found.value).lower(), entry.kind.choices, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return ConfigError(f"{what}; expected {entry.kind.expected}{hint}", remedy=found.fix)
+
+
+def _one_error(errors: list[ConfigError]) -> ConfigError:
+    first, *others = errors
+    if not others:
+        return first
+    return ConfigError(
+        str(first),
+        seen=[*first.seen, *(f"and {other}" for other in others)],
+        remedy=first.remedy,
+    )
+
+
+def _did_you_mean(name: str, spelled: Callable[[str], str] = repr) -> str:
+    close = get_close_matches(name.lower(), Settings.table, 1)
+    return f"; did you mean {spelled(close[0])}?" if close else ""
+
+
+def settings_page() -> str:
+    """The text of docs/settings.md."""
+    rows = [
+        "# Settings",
+        "",
+        "Made from `streamd/config.py` by `settings_page()`; a test compares them.",
+        "",
+        "An option wins over the environment, that over `App(...)`, that over `streamd.toml`",
+        "(or `[tool.streamd]` in `pyproject.toml`), that over the default. `streamd config`",
+        "shows each value and where it came from. Durations are `500ms`, `30s`, `5m`, `2h` or",
+        "a number of seconds; sizes `64MiB`, `1MB` or a number of bytes; truths `1 true yes on`,",
+        "`0 false no off`. A variable that is empty counts as not set. In the file,",
+        "`web_port = 1` and `port = 1` below `[web]` are the same.",
+        "",
+        "*Early* settings must hold before the app is imported: `App(...)` cannot set them.",
+    ]
+    for name, entry in Settings.table.items():
+        value = None if entry.default is None else entry.kind.parse(entry.default)
+        default = "none" if value in (None, []) else f"`{entry.kind.show(value)}`"
+        option = f"{entry.short}, {entry.option}" if entry.short else entry.option
+        ways = [
+            "" if entry.early else f"`App({'' if name == 'id' else f'{name}='}...)`",
+            f"`{entry.variable}`" if entry.variable else "",
+            f"`{option}`" if option else "",
+            "early" if entry.early else "",
+            "secret" if entry.secret else "",
+        ]
+        rows += [
+            "",
+            f"## {name}",
+            "",
+            entry.help,
+            "",
+            f"- Value: {entry.kind.expected}. Default: {default}.",
+            f"- {' · '.join(way for way in ways if way)}",
+        ]
+    return "\n".join(rows) + "\n"
