@@ -16,6 +16,7 @@
     ├── StateError                      a transition that the state table does not have
     ├── TableError                      a table used where it may not be
     ├── DecodeError                     a record that its topic's types refuse
+    │   └── ValidationError             a Record's field does not have its type
     └── EncodeError                     a value that its topic's codec cannot write
 
 An error's text is one sentence: what was found, what was expected. `seen` holds further
@@ -123,3 +124,7 @@ class DecodeError(StreamdError):
 
 class EncodeError(StreamdError):
     """A value cannot be written with its topic's codec."""
+
+
+class ValidationError(DecodeError):
+    """A field of a Record does not have the type that its class declares."""
