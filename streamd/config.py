@@ -27,9 +27,9 @@ from streamd.wire import SettingInfo
 PREFIX = "STREAMD_"
 
 OTHER_VARIABLES = frozenset({
-    "STREAMD_AGENT", "STREAMD_APP", "STREAMD_COLOR", "STREAMD_CONFIG", "STREAMD_FAILPOINT",
-    "STREAMD_INSTANCE", "STREAMD_JSON", "STREAMD_NAME", "STREAMD_RUNTIME_DIR", "STREAMD_TEST",
-    "STREAMD_TEST_KAFKA", "STREAMD_TREE",
+    "STREAMD_AGENT", "STREAMD_APP", "STREAMD_COLOR", "STREAMD_COMPLETE", "STREAMD_CONFIG",
+    "STREAMD_FAILPOINT", "STREAMD_GUARDIAN", "STREAMD_INSTANCE", "STREAMD_JSON", "STREAMD_NAME",
+    "STREAMD_NOTIFY_FD", "STREAMD_RUNTIME_DIR", "STREAMD_TEST", "STREAMD_TREE",
 })  # fmt: skip
 """Variables of streamd that are no settings."""
 
@@ -712,6 +712,8 @@ class Settings:
 Settings.table = {
     name: entry for name, entry in vars(Settings).items() if isinstance(entry, Setting)
 }
+SETTINGS: tuple[Setting[Any], ...] = tuple(Settings.table.values())
+"""The rows of the table, in its order."""
 
 
 # Where values come from.
@@ -1011,8 +1013,8 @@ def settings_page() -> str:
         "An option wins over the environment, that over `App(...)`, that over `streamd.toml`",
         "(or `[tool.streamd]` in `pyproject.toml`), that over the default. `streamd config`",
         "shows each value and where it came from. Durations are `500ms`, `30s`, `5m`, `2h` or",
-        "a number of seconds; sizes `64MiB`, `1MB` or a number of bytes; truths `1 true yes on`,",
-        "`0 false no off`. A variable that is empty counts as not set. In the file,",
+        "a number of seconds; sizes `64MiB`, `1MB` or a number of bytes; truths",
+        "`1 true yes on`, `0 false no off`. A variable that is empty counts as not set. In the file,",
         "`web_port = 1` and `port = 1` below `[web]` are the same.",
         "",
         "*Early* settings must hold before the app is imported: `App(...)` cannot set them.",
