@@ -1,6 +1,6 @@
 """Reading the tables of other groups, from their owners.
 
-`RemoteTables.get` waits and may be called in any thread, the loop's included; `lookup` is the
+`RemoteTables.get` waits and may be called in any thread, the loop's included; `get_soon` is the
 same for code that can await. Both see what the owner has committed. An owner that is not there,
 or recovers, is asked again until the deadline: a restart takes some hundredths of a second.
 """
@@ -96,7 +96,7 @@ class RemoteTables:
         ]
         return _only(answers, table)
 
-    async def lookup(self, table: str, key: bytes, partition: int) -> bytes | None:
+    async def get_soon(self, table: str, key: bytes, partition: int) -> bytes | None:
         """The same as `get` for code that awaits; the loop goes on meanwhile."""
         deadline = time.monotonic() + self._deadline_s
         answers = await asyncio.gather(

@@ -32,11 +32,8 @@ def task_stacks(loop: asyncio.AbstractEventLoop) -> str:
 
 
 def write_task_stacks(dump: int, loop: asyncio.AbstractEventLoop) -> None:
-    """Append the tasks' stacks to the file behind the descriptor `dump`."""
+    """Write the tasks' stacks to the descriptor `dump`."""
     data = task_stacks(loop).encode(errors="backslashreplace")
-    # The master cuts the file between two dumps, and faulthandler writes to it as well: the
-    # descriptor's own offset may be behind the end or beyond it.
-    os.lseek(dump, 0, os.SEEK_END)
     while data:
         data = data[os.write(dump, data) :]
 
