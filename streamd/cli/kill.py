@@ -69,7 +69,7 @@ def _chosen(all: bool) -> list[Folder]:
     options = given()
     if all:
         return held
-    if options.name is not None or target.named_app(options):
+    if target.named_instance(options) or target.named_app(options):
         folder = target.folder_of(options)
         return [folder] if folder.path in {other.path for other in held} else []
     if len(held) > 1:

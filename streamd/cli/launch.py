@@ -19,6 +19,7 @@ import streamd
 from streamd.cli import kill, output, target
 from streamd.cli.options import DURATION, Given, color_wanted, given, setting_option
 from streamd.cli.root import Command
+from streamd.config import bootstrap
 from streamd.errors import Busy, NotPermitted, StreamdError
 from streamd.instance import (
     TREE_VARIABLE,
@@ -168,13 +169,15 @@ def make_spec(options: Given, mode: str, *, foreground: bool) -> StartSpec:
 
     Raises:
         UsageError: No app is named.
+        ConfigError: A setting has a value that cannot be used.
         NotPermitted: The runtime folder cannot be made.
     """
     app = target.app_of(options)
-    name = instance_name(app, options.name)
+    config_file = target.settings_file(options)
+    early = bootstrap(os.environ, config_file, options.settings)
+    name = instance_name(app, target.named_instance(options))
     folder = Folder.of(name)
     folder.make()
-    config_file = target.settings_file(options)
     color = color_wanted(options.color)
     return StartSpec(
         app=app,
@@ -182,14 +185,18 @@ def make_spec(options: Given, mode: str, *, foreground: bool) -> StartSpec:
         mode=mode,
         foreground=foreground,
         options=options.settings,
-        config_file=str(config_file.resolve()) if config_file else None,
-        workdir=str(Path.cwd()),
+        config_file=str(config_file) if config_file else None,
+        workdir=str((early.workdir or Path()).absolute()),
         folder=str(folder.path),
         tree=new_tree(),
-        logfile=options.logfile,
-        loglevel=options.loglevel or "info",
-        log_format=options.log_format or "auto",
+        logfile=str(early.logfile.absolute()) if early.logfile else None,
+        loglevel=early.loglevel,
+        log_format=early.log_format,
         color=sys.stderr.isatty() if color is None else color,
+        user=early.user,
+        group=early.group,
+        umask=early.umask,
+        nofile=early.nofile,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from streamd.errors import UsageError
 
@@ -29,28 +30,29 @@ class Given:
     app: str | None = None
     name: str | None = None
     config_file: str | None = None
-    workdir: str | None = None
-    loglevel: str | None = None
-    logfile: str | None = None
-    log_format: str | None = None
-    json: bool = False
+    json: bool = field(default_factory=lambda: bool(os.environ.get("STREAMD_JSON")))
     quiet: bool = False
-    debug: bool = False
-    color: str = "auto"
+    color: str = field(default_factory=lambda: os.environ.get("STREAMD_COLOR") or "auto")
     settings: dict[str, str] = field(default_factory=dict)  # setting name -> text
     app_object: "App | None" = None  # of `app.main()`: the app that is imported already
 
+    @property
+    def debug(self) -> bool:
+        """Whether --debug was given."""
+        return self.settings.get("debug") == "true"
+
     def enter_workdir(self) -> None:
-        """Change to --workdir, once."""
-        if self.workdir is None:
+        """Change to --workdir, else STREAMD_WORKDIR; a second call changes nothing."""
+        workdir = self.settings.get("workdir") or os.environ.get("STREAMD_WORKDIR")
+        if not workdir:
             return
         try:
-            os.chdir(self.workdir)
+            os.chdir(workdir)
         except OSError as error:
             raise UsageError(
-                f"--workdir {self.workdir!r} cannot be entered: {error.strerror}"
+                f"the workdir {workdir!r} cannot be entered: {error.strerror}"
             ) from error
-        self.workdir = None
+        self.settings["workdir"] = os.getcwd()
 
 
 def given(context: click.Context | None = None) -> Given:
@@ -90,6 +92,9 @@ class LogLevel(click.Choice[str]):
         return super().convert(ALIASES.get(text, text), param, ctx)
 
 
+# Where a value comes from that was not given.
+UNSET = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+
 DURATION = Duration()
 LOG_LEVEL = LogLevel()
 
@@ -103,8 +108,9 @@ def _store(attribute: str) -> Callable[[click.Context, click.Parameter, Any], No
 
 
 def _store_setting(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
-        if value is not None:
+    def callback(context: click.Context, param: click.Parameter, value: Any) -> None:
+        # Click makes False of a flag that was not given.
+        if value is not None and context.get_parameter_source(param.name or "") not in UNSET:
             text = str(value).lower() if isinstance(value, bool) else str(value)
             given(context).settings[name] = text
 
@@ -172,32 +178,36 @@ def root_options(*, hidden: bool) -> list[click.Option]:
             hidden=hidden,
             help="embedded:// (the default), kafka://host:port or memory://.",
         ),
-        stored(
+        setting_option(
             "workdir",
             "-W",
             "--workdir",
             metavar="DIRECTORY",
+            hidden=hidden,
             help="Change to this folder first.",
         ),
-        stored(
+        setting_option(
             "loglevel",
             "-l",
             "--loglevel",
             type=LOG_LEVEL,
+            hidden=hidden,
             help="Least level to log. [default: info for worker and start, else warn]",
         ),
-        stored(
+        setting_option(
             "logfile",
             "-f",
             "--logfile",
             metavar="FILE",
             type=click.Path(dir_okay=False, resolve_path=True),
+            hidden=hidden,
             help="Log to this file. [default: stderr; a daemon: streamd.log in the datadir]",
         ),
-        stored(
+        setting_option(
             "log_format",
             "--log-format",
             type=click.Choice(["auto", "text", "json"]),
+            hidden=hidden,
             help="auto: text on a terminal, else json. [default: auto]",
         ),
         stored(
@@ -207,7 +217,13 @@ def root_options(*, hidden: bool) -> list[click.Option]:
             help="Print JSON: one object, or one a line for streams.",
         ),
         stored("quiet", "-q", "--quiet", is_flag=True, help="Print only data and errors."),
-        stored("debug", "--debug", is_flag=True, help="Show whole tracebacks; check more."),
+        setting_option(
+            "debug",
+            "--debug",
+            is_flag=True,
+            hidden=hidden,
+            help="Show whole tracebacks; find values changed in place.",
+        ),
         stored(
             "color",
             "--color",
@@ -236,12 +252,12 @@ def add_setting_options(command: click.Command, args: list[str]) -> None:
     asked = {arg.partition("=")[0] for arg in args if re.match(r"--[a-z]", arg)} - known
     if not asked:
         return
-    from streamd.config import SETTINGS  # noqa: PLC0415 - 20 ms that few commands need
+    from streamd.config import Settings  # noqa: PLC0415 - 15 ms that few commands need
 
-    for setting in SETTINGS:
-        option_name = "--" + setting.name.replace("_", "-")
-        if option_name in asked:
-            command.params.append(setting_option(setting.name, option_name, hidden=True))
+    # All of them: a wrong name is answered with the right one.
+    for setting in Settings.table.values():
+        if setting.option is not None and not known & set(setting.option.split("/")):
+            command.params.append(setting_option(setting.name, setting.option, hidden=True))
 
 
 def color_wanted(color: str) -> bool | None:

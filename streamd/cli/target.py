@@ -8,7 +8,6 @@ import asyncio
 import importlib.util
 import os
 import time
-import tomllib
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from streamd.cli.options import Given
-from streamd.errors import AppError, ConfigError, NotRunning, StreamdError, UsageError
+from streamd.errors import AppError, NotRunning, StreamdError, UsageError
 from streamd.instance import Folder, Identity, folders, instance_name
 from streamd.link import Link, LinkLost, connect
 from streamd.wire import Command, Document
@@ -64,44 +63,33 @@ def running() -> list[Folder]:
 
 
 def settings_file(given: Given) -> Path | None:
-    """--config, else STREAMD_CONFIG, else streamd.toml, else a pyproject.toml with a
-    [tool.streamd]."""
+    """--config, else STREAMD_CONFIG, else the settings file of this folder, else None."""
     if chosen := given.config_file or os.environ.get("STREAMD_CONFIG"):
-        return Path(chosen)
-    if Path("streamd.toml").is_file():
-        return Path("streamd.toml")
-    project = Path("pyproject.toml")
-    if project.is_file() and "streamd" in _read_toml(project).get("tool", {}):
-        return project
-    return None
+        return Path(chosen).absolute()
+    if not Path("streamd.toml").exists() and not Path("pyproject.toml").exists():
+        return None
+    from streamd.config import find_file  # noqa: PLC0415 - 15 ms, only where there is a file
+
+    return find_file(Path.cwd())
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"the settings file {path} cannot be read: {error}") from error
-
-
-def file_settings(given: Given) -> dict[str, Any]:
-    """The settings file's content, {} without one."""
+def _file_value(given: Given, key: str) -> str | None:
     path = settings_file(given)
     if path is None:
-        return {}
-    content = _read_toml(path)
-    if path.name == "pyproject.toml":
-        content = content.get("tool", {}).get("streamd", {})
-    return content
+        return None
+    from streamd.config import file_value  # noqa: PLC0415 - 15 ms, only where there is a file
+
+    return file_value(path, key)
 
 
 def named_app(given: Given) -> str | None:
     """What -A, STREAMD_APP or the settings file names; None: nothing does."""
-    if named := given.app or os.environ.get("STREAMD_APP"):
-        return named
-    named = file_settings(given).get("app")
-    if named is not None and not isinstance(named, str):
-        raise ConfigError(f"app is {named!r} in the settings file, expected text")
-    return named
+    return given.app or os.environ.get("STREAMD_APP") or _file_value(given, "app")
+
+
+def named_instance(given: Given) -> str | None:
+    """What --name, STREAMD_NAME or the settings file names; None: nothing does."""
+    return given.name or os.environ.get("STREAMD_NAME") or _file_value(given, "name")
 
 
 def app_of(given: Given) -> str:
@@ -145,8 +133,8 @@ def folder_of(given: Given) -> Folder:
         NotRunning: None is named and none runs.
         UsageError: None is named and several run.
     """
-    if given.name is not None:
-        return Folder.of(instance_name("", given.name))
+    if name := named_instance(given):
+        return Folder.of(instance_name("", name))
     if app := named_app(given):
         return Folder.of(instance_name(app, None))
     candidates = running()
