@@ -1,0 +1,278 @@
+"""The embedded log as the engine's broker: sessions over one file, `DATADIR/log.db`.
+
+Reading is done on the loop, in short transactions. Writing, which may wait for its turn, is
+done by the one thread of the process that writes; the loop turns meanwhile. Nothing is opened
+before the first session opens, so a broker may be made before its process forks.
+"""
+
+import asyncio
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from streamd.agentproc.broker import TP, Batch, Checkpoint, Output, Subscription
+from streamd.agentproc.broker.bell import drain, listen
+from streamd.agentproc.broker.reader import Reader
+from streamd.agentproc.broker.writer import Claim, Writer
+from streamd.agentproc.failpoints import failpoint
+from streamd.wire import GroupInfo, TableInfo, TopicInfo
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SAFETY_POLL_S = 0.1
+MAX_CHUNK_BYTES = 4 * 1024 * 1024
+SLOW_TURN_S = 2.0
+
+# How long a thread that wants the interpreter waits before it asks for it. With the default
+# of 5 ms a commit of ten statements beside a busy loop holds the log for 48 ms, with this 4 ms.
+_SWITCH_INTERVAL_S = 0.0001
+
+
+class EmbeddedBroker:
+    """The log of one data directory, as one process uses it.
+
+    Args:
+        datadir: The folder that holds `log.db`; it must be there.
+        runtime_dir: The folder for the sockets of sessions; it must be there.
+        default_partitions: For topics that nobody declared.
+    """
+
+    def __init__(self, datadir: Path, runtime_dir: Path, default_partitions: int = 8) -> None:
+        self.datadir = datadir
+        self.runtime_dir = runtime_dir
+        self.default_partitions = default_partitions
+        self._thread: ThreadPoolExecutor | None = None
+        self._writer: Writer | None = None
+        self._reader: Reader | None = None
+
+    def session(self, subscription: Subscription) -> "EmbeddedSession":
+        """A session that is not open yet."""
+        return EmbeddedSession(self, subscription)
+
+    async def declare(
+        self, topics: list[TopicInfo], tables: list[TableInfo], groups: list[GroupInfo]
+    ) -> None:
+        """Make what an app names.
+
+        Raises:
+            ConfigError: A topic or table is there with another number of partitions.
+        """
+        await self.write(Writer.declare, topics, tables, groups)
+
+    async def close(self) -> None:
+        """Close the connections; what was committed stays."""
+        if self._reader is not None:
+            self._reader.close()
+        if self._thread is not None:
+            if self._writer is not None:
+                await self.write(Writer.close)
+            self._thread.shutdown()
+        self._reader = self._writer = self._thread = None
+
+    @property
+    def reader(self) -> Reader:
+        """The loop's connection, opened at first use."""
+        if self._reader is None:
+            self._reader = Reader(self.datadir, self.writer.turnstile)
+        return self._reader
+
+    @property
+    def writer(self) -> Writer:
+        """The thread's connection, opened at first use; only the thread may write with it."""
+        if self._writer is None:
+            self._writer = self._submit(Writer, self.datadir, self.default_partitions)
+        return self._writer
+
+    async def write(
+        self, work: Callable[..., T], *args: object, done: Callable[[], None] | None = None
+    ) -> T:
+        """Run `work(writer, *args)` in the thread. Cancelling leaves it running to its end.
+
+        Args:
+            done: Called on the loop once the work succeeded, even if the caller was cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        writer = self.writer
+        assert self._thread is not None
+        future = loop.run_in_executor(
+            self._thread, functools.partial(_switching_fast, work, writer, *args)
+        )
+        report = loop.call_later(SLOW_TURN_S, self._report_wait, writer)
+
+        def finished(future: asyncio.Future[T]) -> None:
+            report.cancel()
+            if done is not None and not future.cancelled() and future.exception() is None:
+                done()
+
+        future.add_done_callback(finished)
+        return await asyncio.shield(future)
+
+    def partitions_of(self, topic: str) -> int:
+        """How many partitions a topic has; made with the default number if it is not there."""
+        reader = self.reader
+        if topic not in reader.catalog.topics:
+            reader.catalog.load(reader.db)
+        if topic not in reader.catalog.topics:
+            self._submit(Writer.make_topic, self.writer, topic)
+            reader.catalog.load(reader.db)
+        return reader.catalog.topics[topic].partitions
+
+    def _submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="log")
+        return self._thread.submit(work, *args, **kwargs).result()
+
+    def _report_wait(self, writer: Writer) -> None:
+        log.warning(
+            "a write to the log has waited for %.0f s; pid %d has the turn",
+            SLOW_TURN_S,
+            writer.turnstile.last_holder(),
+        )
+
+
+def _switching_fast(work: Callable[..., T], writer: Writer, *args: object) -> T:
+    normal_s = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    try:
+        return work(writer, *args)
+    finally:
+        sys.setswitchinterval(normal_s)
+
+
+class EmbeddedSession:
+    """One slot of a group on the embedded log; `streamd.agentproc.broker.Session`."""
+
+    def __init__(self, broker: EmbeddedBroker, subscription: Subscription) -> None:
+        self.positions: dict[tuple[str, TP], int] = {}
+        self.partitions: list[int] = []
+        self.generation = 0
+        self._broker = broker
+        self._subscription = subscription
+        self._claim: Claim | None = None
+        self._tp_ids: dict[TP, int] = {}
+        self._next: dict[TP, int] = {}  # partition -> the position to read next
+        self._turn_of: list[TP] = []  # who is served first comes first
+        self._waiter: asyncio.Future[None] | None = None
+        self._rung = False
+
+    async def open(self) -> None:
+        broker, subscription = self._broker, self._subscription
+        address = broker.runtime_dir / f"{_short(subscription)}.bell"
+        self._bell = listen(address)
+        self._address = address
+        asyncio.get_running_loop().add_reader(self._bell, self._ring)
+        claim = await broker.write(Writer.claim, subscription, str(address))
+        reader = broker.reader
+        reader.catalog.load(reader.db)
+        self._claim = claim
+        self.positions = claim.positions
+        self.partitions = claim.partitions
+        self.generation = claim.epoch
+        for (_, tp), position in claim.positions.items():
+            self._next[tp] = min(position, self._next.get(tp, position))
+        for tp in self._next:
+            topic = reader.catalog.topics[tp.topic]
+            self._tp_ids[tp] = topic.first_tp + tp.partition
+        self._turn_of = list(self._next)
+
+    async def load(self, table: str, partition: int) -> list[tuple[bytes, bytes]]:
+        failpoint("load.before-read")
+        rows = self._broker.reader.rows(table, partition)
+        failpoint("load.after-read")
+        return rows
+
+    async def poll(self, max_events: int) -> list[Batch]:
+        while True:
+            self._rung = False
+            if batches := self._read(max_events):
+                return batches
+            await self._wait_ring()
+
+    def seek(self, tp: TP, position: int) -> None:
+        self._next[tp] = position
+        self._wake()
+
+    async def commit(self, checkpoint: Checkpoint) -> None:
+        if not checkpoint:
+            return
+        positions = dict(checkpoint.positions)
+        await self._broker.write(
+            Writer.commit,
+            checkpoint,
+            self._claim,
+            done=lambda: self.positions.update(positions),
+        )
+
+    async def append(self, outputs: list[Output], *, durable: bool = False) -> list[int]:
+        return await self._broker.write(Writer.append, outputs, durable)
+
+    def partitions_of(self, topic: str) -> int:
+        return self._broker.partitions_of(topic)
+
+    def behind(self) -> dict[str, int]:
+        ends = self._broker.reader.ends(list(self._tp_ids.values()))
+        behind = dict.fromkeys(self._subscription.agents, 0)
+        for (agent, tp), position in self.positions.items():
+            behind[agent] += max(0, ends[self._tp_ids[tp]] - position)
+        return behind
+
+    async def close(self) -> None:
+        if self._claim is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._bell)
+        self._bell.close()
+        self._claim = None
+
+    def _read(self, max_events: int) -> list[Batch]:
+        reader = self._broker.reader
+        ends = reader.ends(list(self._tp_ids.values()))
+        ready = [tp for tp in self._turn_of if ends[self._tp_ids[tp]] > self._next[tp]]
+        batches: list[Batch] = []
+        events_left, bytes_left = max_events, MAX_CHUNK_BYTES
+        for index, tp in enumerate(ready):
+            share = max(1, events_left // (len(ready) - index))
+            batch = reader.read(tp, self._tp_ids[tp], self._next[tp], share, bytes_left)
+            if batch is None:
+                continue
+            batches.append(batch)
+            self._next[tp] = batch.end
+            events_left -= len(batch.values)
+            bytes_left -= sum(map(len, filter(None, batch.values)))
+            if events_left <= 0 or bytes_left <= 0:
+                # The next chunk begins with the partition that had to wait.
+                place = self._turn_of.index(tp) + 1
+                self._turn_of = self._turn_of[place:] + self._turn_of[:place]
+                break
+        return batches
+
+    async def _wait_ring(self) -> None:
+        if self._rung:
+            return
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        safety = loop.call_later(SAFETY_POLL_S, self._wake)
+        try:
+            await self._waiter
+        finally:
+            safety.cancel()
+            self._waiter = None
+
+    def _ring(self) -> None:
+        drain(self._bell)
+        self._rung = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _short(subscription: Subscription) -> str:
+    return f"{subscription.group[:32]}#{subscription.slot}"

@@ -1,0 +1,130 @@
+"""Reading the embedded log, on a connection of its own.
+
+Each call is one short read transaction: a long one would keep the WAL from being emptied.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import apsw
+
+from streamd.agentproc.broker import TP, Batch
+from streamd.agentproc.broker.catalog import Catalog
+from streamd.agentproc.broker.pack import decode_pack, is_sound
+from streamd.agentproc.broker.schema import OFFSET_BITS, connect, explained, log_path, query
+from streamd.agentproc.broker.turnstile import Turnstile
+from streamd.errors import LogDamaged
+
+OFFSET_MASK = (1 << OFFSET_BITS) - 1
+
+# From the pack that holds the position on: the last one that begins at or before it.
+_PACKS = """
+SELECT id, n, crc, data FROM packs WHERE id >= coalesce(
+    (SELECT id FROM packs WHERE id BETWEEN ?1 AND ?2 ORDER BY id DESC LIMIT 1), ?2)
+AND id < ?3 ORDER BY id
+"""
+
+
+class Reader:
+    """A reading connection; used by one thread.
+
+    Raises:
+        BrokerError: The log cannot be opened; LogDamaged: it cannot be trusted.
+    """
+
+    def __init__(self, datadir: Path, turnstile: Turnstile) -> None:
+        self.path = log_path(datadir)
+        self.db = connect(datadir, turnstile)
+        self.catalog = Catalog()
+        self.catalog.load(self.db)
+
+    def close(self) -> None:
+        self.db.close()
+
+    def ends(self, tp_ids: Sequence[int]) -> dict[int, int]:
+        """The next offset of each of these partitions."""
+        marks = ",".join("?" * len(tp_ids))
+        try:
+            return dict(
+                query(self.db, f"SELECT tp, next FROM heads WHERE tp IN ({marks})", tp_ids)
+            )
+        except apsw.Error as error:
+            raise explained(error, self.path) from error
+
+    def read(
+        self, tp: TP, tp_id: int, position: int, max_events: int, max_bytes: int
+    ) -> Batch | None:
+        """Whole packs from `position` on, at least one if there is any.
+
+        Raises:
+            LogDamaged: A pack is not what was written.
+        """
+        first = tp_id << OFFSET_BITS
+        keys: list[bytes | None] = []
+        values: list[bytes | None] = []
+        timestamps: list[float] = []
+        headers: list[list[tuple[str, bytes]]] | None = None
+        start, size_bytes = -1, 0
+        try:
+            cursor = self.db.execute(
+                _PACKS, (first, first | position, (tp_id + 1) << OFFSET_BITS)
+            )
+            for id, count, crc, data in cursor:
+                offset = id & OFFSET_MASK
+                if offset + count <= position:
+                    continue
+                if not is_sound(id, count, crc, data):
+                    raise damaged(self.path, tp, offset, count)
+                more = decode_pack(data, count)
+                if start < 0:
+                    start = max(position, offset)
+                    skip = start - offset
+                    keys, values, timestamps, headers = (
+                        more
+                        if skip == 0
+                        else (
+                            more[0][skip:],
+                            more[1][skip:],
+                            more[2][skip:],
+                            more[3][skip:] if more[3] else None,
+                        )
+                    )
+                else:
+                    if headers is not None or more[3] is not None:
+                        headers = headers or [[] for _ in values]
+                        headers += more[3] or [[] for _ in range(count)]
+                    keys += more[0]
+                    values += more[1]
+                    timestamps += more[2]
+                size_bytes += len(data)
+                if len(values) >= max_events or size_bytes >= max_bytes:
+                    break
+            cursor.close(True)
+        except apsw.Error as error:
+            raise explained(error, self.path) from error
+        if start < 0:
+            return None
+        end = start + len(values)
+        return Batch(tp, range(start, end), keys, values, timestamps, headers, end)
+
+    def rows(self, table: str, partition: int) -> list[tuple[bytes, bytes]]:
+        """Every row of a partition of a table, by key."""
+        try:
+            rows: list[tuple[bytes, bytes]] = query(
+                self.db,
+                "SELECT k, v FROM rows WHERE part = ? AND"
+                " tid = (SELECT id FROM tables WHERE name = ?)",
+                (partition, table),
+            )
+        except apsw.Error as error:
+            raise explained(error, self.path) from error
+        return rows
+
+
+def damaged(path: Path, tp: TP, offset: int, count: int) -> LogDamaged:
+    """The error for a pack that is not what was written (pure)."""
+    return LogDamaged(
+        f"the {count} events of {tp}@{offset} in {path} do not match their checksum: the disk "
+        "or something else changed them",
+        remedy="restore a copy of the data directory, or start with another --datadir",
+    )

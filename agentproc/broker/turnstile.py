@@ -1,0 +1,47 @@
+"""Whose turn it is to write to the log.
+
+Two flocks. Whoever holds `next` is first in the queue; whoever holds `mine` writes. Taking
+`next`, then `mine`, then giving up `next` lets the kernel queue the waiters fairly, where
+SQLite's own busy handler starves all but one. The kernel gives both up when a process dies.
+
+The holder writes its pid into `mine`, so that a waiter can say who does not move.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+
+class Turnstile:
+    """One process's way through; used by one thread, opened after the last fork.
+
+    The descriptors are not inherited by programs that this process starts.
+    """
+
+    def __init__(self, datadir: Path) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._next = os.open(datadir / "turnstile.next", flags, 0o600)
+        self._mine = os.open(datadir / "turnstile.mine", flags, 0o600)
+        self._pid = f"{os.getpid():<12}".encode()
+
+    def enter(self) -> None:
+        """Wait for this process's turn. Blocks, without the interpreter's lock."""
+        fcntl.flock(self._next, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._mine, fcntl.LOCK_EX)
+        finally:
+            fcntl.flock(self._next, fcntl.LOCK_UN)
+        os.pwrite(self._mine, self._pid, 0)
+
+    def leave(self) -> None:
+        """Give the turn to who waits."""
+        fcntl.flock(self._mine, fcntl.LOCK_UN)
+
+    def last_holder(self) -> int:
+        """The pid that had the last turn; while somebody waits, who has it."""
+        text = os.pread(self._mine, 12, 0).strip()
+        return int(text) if text.isdigit() else 0
+
+    def close(self) -> None:
+        os.close(self._next)
+        os.close(self._mine)
