@@ -8,6 +8,7 @@ before the first session opens, so a broker may be made before its process forks
 import asyncio
 import functools
 import logging
+import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -156,6 +157,7 @@ class EmbeddedSession:
         self._broker = broker
         self._subscription = subscription
         self._claim: Claim | None = None
+        self._bell: socket.socket | None = None
         self._tp_ids: dict[TP, int] = {}
         self._next: dict[TP, int] = {}  # partition -> the position to read next
         self._turn_of: list[TP] = []  # who is served first comes first
@@ -165,9 +167,8 @@ class EmbeddedSession:
     async def open(self) -> None:
         broker, subscription = self._broker, self._subscription
         address = broker.runtime_dir / f"{_short(subscription)}.bell"
-        self._bell = listen(address)
-        self._address = address
-        asyncio.get_running_loop().add_reader(self._bell, self._ring)
+        bell = self._bell = listen(address)
+        asyncio.get_running_loop().add_reader(bell, self._ring, bell)
         claim = await broker.write(Writer.claim, subscription, str(address))
         reader = broker.reader
         reader.catalog.load(reader.db)
@@ -202,6 +203,7 @@ class EmbeddedSession:
     async def commit(self, checkpoint: Checkpoint) -> None:
         if not checkpoint:
             return
+        assert self._claim is not None, "the session is not open"
         positions = dict(checkpoint.positions)
         await self._broker.write(
             Writer.commit,
@@ -224,11 +226,11 @@ class EmbeddedSession:
         return behind
 
     async def close(self) -> None:
-        if self._claim is None:
-            return
-        asyncio.get_running_loop().remove_reader(self._bell)
-        self._bell.close()
         self._claim = None
+        if self._bell is not None:
+            asyncio.get_running_loop().remove_reader(self._bell)
+            self._bell.close()
+            self._bell = None
 
     def _read(self, max_events: int) -> list[Batch]:
         reader = self._broker.reader
@@ -264,8 +266,8 @@ class EmbeddedSession:
             safety.cancel()
             self._waiter = None
 
-    def _ring(self) -> None:
-        drain(self._bell)
+    def _ring(self, bell: socket.socket) -> None:
+        drain(bell)
         self._rung = True
         self._wake()
 
