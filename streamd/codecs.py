@@ -23,6 +23,7 @@ import functools
 import math
 import re
 import types
+import typing
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -258,12 +259,27 @@ def key_bytes(text: str, codec: str, type_name: str) -> bytes | None:
 
 
 def type_name(type: Any) -> str:
-    """A type as the frames and people name it: "" for None, "str", "Word", "list[int]"."""
+    """A type as the frames and people name it: "" for None, "str", "Word", "list[int]".
+
+    >>> type_name(dict[str, int | None])
+    'dict[str, int | None]'
+    """
     if type is None:
         return ""
-    if isinstance(type, types.GenericAlias) or not hasattr(type, "__name__"):
-        return str(type).replace("typing.", "")
-    return str(type.__name__)
+    origin, parts = typing.get_origin(type), typing.get_args(type)
+    if type is types.NoneType:
+        return "None"
+    if type is Ellipsis:
+        return "..."
+    if origin is typing.Annotated:
+        return type_name(parts[0])
+    if origin is typing.Literal:
+        return f"Literal[{', '.join(map(repr, parts))}]"
+    if origin in {types.UnionType, typing.Union}:
+        return " | ".join(map(type_name, parts))
+    if parts:
+        return f"{type_name(origin)}[{', '.join(map(type_name, parts))}]"
+    return str(getattr(type, "__name__", type))
 
 
 # json
@@ -337,12 +353,17 @@ def _decoder(kind: Any, type: Any) -> Any:
     try:
         if isinstance(msgspec.inspect.type_info(type), msgspec.inspect.CustomType):
             raise TypeError("it is not a Record, a dataclass or a type of Python's own")
-        return kind(type, dec_hook=_read_custom)
+        return kind(type, strict=not _coerces(type), dec_hook=_read_custom)
     except (TypeError, NameError) as error:
         raise ConfigError(
             f"values of type {type_name(type)} cannot be read: {_reason(error)}",
             remedy="use a streamd.Record, a dataclass, or register a codec for it",
         ) from error
+
+
+def _coerces(type: Any) -> bool:
+    """True for a Record that wants "3" read as 3 where its field is an int."""
+    return bool(getattr(type, "__coerce__", False))
 
 
 def _read_custom(expected: Any, data: Any) -> Any:
@@ -589,17 +610,25 @@ def _typed(codec: Codec, type: Any) -> Codec:
     encode, decode = codec.encode, codec._decode
 
     def encode_plain(value: Any) -> bytes:
-        return encode(msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=_write_custom))
+        return encode(
+            msgspec.to_builtins(value, builtin_types=NATIVE_TYPES, enc_hook=_write_custom)
+        )
 
     def decode_typed(data: bytes) -> Any:
-        return msgspec.convert(decode(data), type, builtin_types=_KEPT, dec_hook=_read_custom)
+        return msgspec.convert(
+            decode(data),
+            type,
+            strict=not _coerces(type),
+            builtin_types=NATIVE_TYPES,
+            dec_hook=_read_custom,
+        )
 
     typed = Codec(codec.name, encode_plain, decode_typed, type=type)
     typed._from_json = reader
     return typed
 
 
-_KEPT = (
+NATIVE_TYPES = (
     bytes,
     bytearray,
     datetime.datetime,
@@ -609,6 +638,7 @@ _KEPT = (
     decimal.Decimal,
     uuid.UUID,
 )
+"""Classes that plain data may hold beside JSON's own."""
 
 # copies
 
