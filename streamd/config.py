@@ -1014,8 +1014,8 @@ def settings_page() -> str:
         "(or `[tool.streamd]` in `pyproject.toml`), that over the default. `streamd config`",
         "shows each value and where it came from. Durations are `500ms`, `30s`, `5m`, `2h` or",
         "a number of seconds; sizes `64MiB`, `1MB` or a number of bytes; truths",
-        "`1 true yes on`, `0 false no off`. A variable that is empty counts as not set. In the file,",
-        "`web_port = 1` and `port = 1` below `[web]` are the same.",
+        "`1 true yes on`, `0 false no off`. A variable that is empty counts as not set.",
+        "In the file, `web_port = 1` and `port = 1` below `[web]` are the same.",
         "",
         "*Early* settings must hold before the app is imported: `App(...)` cannot set them.",
     ]
