@@ -1,0 +1,276 @@
+"""An agent: an async function that works on the events of a topic."""
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from streamd.context import Sent, current_scope, no_scope
+from streamd.errors import AppError, ReplyTimeout, StreamdError
+from streamd.topics import HeadersArgument, Topic, header_list
+
+# Faust's names: a Faust process and a streamd process can ask each other.
+REPLY_TO = "Faust-Ag-ReplyTo"
+CORRELATION_ID = "Faust-Ag-CorrelationId"
+
+ON_ERROR = ("retry", "stop", "skip")
+
+Sink = Any  # a function, an async function, a topic or an agent
+
+
+class AgentFailed(StreamdError):
+    """The agent that was asked raised an error."""
+
+
+class Agent:
+    """What `@app.agent(...)` makes of a function.
+
+    Args:
+        channel: The topic to read; None: one of its own, `{app id}-{agent name}`.
+        concurrency: Events worked on at the same time in each process; above 1 the order of a
+            partition's events is lost.
+        processes: Processes that share the partitions.
+        on_error: What becomes of an event whose try raised. "retry": tried again with back-off,
+            then dead-lettered; "stop": the group stops; "skip": it is dropped with a log line.
+        retries: Tries after the first one, before an event is dead-lettered.
+        timeout: Longest time for one event, in seconds; then it counts as failed.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        fun: Callable[..., Any],
+        name: str,
+        channel: Topic,
+        *,
+        concurrency: int,
+        sink: Iterable[Sink],
+        group: str | None,
+        processes: int,
+        on_error: str | None,
+        retries: int | None,
+        timeout: float | None,
+    ) -> None:
+        if concurrency < 1 or processes < 1:
+            raise AppError(
+                f"agent {name!r} has concurrency={concurrency!r} and processes={processes!r}: "
+                "both are 1 or more"
+            )
+        if on_error is not None and on_error not in ON_ERROR:
+            raise AppError(
+                f"agent {name!r} has on_error={on_error!r}: expected one of {', '.join(ON_ERROR)}"
+            )
+        self.app = app
+        self.fun = fun
+        self.name = name
+        self.label = name  # the short name, once the app is complete
+        self.channel = channel
+        self.concurrency = concurrency
+        self.sinks: list[Sink] = list(sink)
+        self.group = ""  # worked out when the app is complete
+        self.group_wanted = group
+        self.processes = processes
+        self.on_error = on_error
+        self.retries = retries
+        self.timeout_s = timeout
+        self.yields = inspect.isasyncgenfunction(fun)
+        self.__doc__ = fun.__doc__
+        self.__name__ = getattr(fun, "__name__", name)
+        self.__module__ = fun.__module__
+        if self.sinks and not self.yields:
+            raise AppError(f"agent {name!r} has a sink but yields nothing to it")
+        # The topic's own coroutine function: one call fewer for each record.
+        self.send: Callable[..., Awaitable[Sent]] = channel.send
+        self.send_soon: Callable[..., Sent] = channel.send_soon
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.name}>"
+
+    def __call__(self, stream: Any) -> Any:
+        return self.fun(stream)
+
+    @property
+    def help(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.fun) or "").partition("\n")[0]
+
+    def get_topic_names(self) -> list[str]:
+        """The topics that it reads."""
+        return [self.channel.name]
+
+    def add_sink(self, sink: Sink) -> None:
+        """Pass what the agent yields to one more function, topic or agent."""
+        self.sinks.append(sink)
+
+    async def cast(
+        self,
+        value: Any = None,
+        *,
+        key: Any = None,
+        partition: int | None = None,
+        timestamp: float | None = None,
+        headers: HeadersArgument = None,
+    ) -> Sent:
+        """Send a value to the agent and want no reply."""
+        return await self.channel.send(
+            key=key, value=value, partition=partition, timestamp=timestamp, headers=headers
+        )
+
+    async def ask(
+        self,
+        value: Any = None,
+        *,
+        key: Any = None,
+        partition: int | None = None,
+        timestamp: float | None = None,
+        headers: HeadersArgument = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Send a value to the agent and wait for what it yields for it.
+
+        The request is sent at once, outside the checkpoint of the event that asks, so after a
+        crash it may be sent again.
+
+        Args:
+            timeout: Seconds to wait; `reply_timeout` of the settings where left out.
+
+        Raises:
+            ReplyTimeout: Nothing came in time.
+            AgentFailed: The agent gave up on the event.
+        """
+        return await (
+            await self.ask_nowait(
+                value, key=key, partition=partition, timestamp=timestamp, headers=headers
+            )
+        ).wait(self.app.settings.reply_timeout if timeout is None else timeout)
+
+    async def ask_nowait(
+        self,
+        value: Any = None,
+        *,
+        key: Any = None,
+        partition: int | None = None,
+        timestamp: float | None = None,
+        headers: HeadersArgument = None,
+    ) -> "ReplyPromise":
+        """Send a request; the promise is awaited for the reply."""
+        sender = current_scope.get() or self.app.current_client
+        if sender is None:
+            raise no_scope(f"ask of {self.name!r}")
+        replies: Replies = await self.app.replies()
+        promise = replies.expect(self)
+        asked = [*header_list(headers), *replies.request_headers(promise)]
+        record = self.channel.encode(
+            key, value, partition=partition, timestamp=timestamp, headers=asked
+        )
+        await sender.send_now(self.channel.name, record)
+        return promise
+
+    async def map(
+        self, values: Iterable[Any], key: Any = None, timeout: float | None = None
+    ) -> AsyncIterator[Any]:
+        """Ask with every value; yield the replies as they come."""
+        asked = [
+            asyncio.ensure_future(self.ask(value, key=key, timeout=timeout)) for value in values
+        ]
+        for reply in asyncio.as_completed(asked):
+            yield await reply
+
+    async def join(
+        self, values: Iterable[Any], key: Any = None, timeout: float | None = None
+    ) -> list[Any]:
+        """Ask with every value; the replies in the order of the values."""
+        return list(
+            await asyncio.gather(
+                *(self.ask(value, key=key, timeout=timeout) for value in values)
+            )
+        )
+
+
+class ReplyPromise:
+    """A reply that is still to come."""
+
+    def __init__(self, replies: "Replies", agent: Agent, correlation_id: str) -> None:
+        self.correlation_id = correlation_id
+        self._replies = replies
+        self._agent = agent
+        self._future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def fulfil(self, value: Any) -> None:
+        """The reply came."""
+        if not self._future.done():
+            self._future.set_result(value)
+
+    def fail(self, error: Exception) -> None:
+        """The agent gave up."""
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    async def wait(self, timeout_s: float | None = None) -> Any:
+        """Wait for the reply; see `Agent.ask`."""
+        scope = current_scope.get()
+        if scope is not None:
+            scope.asking(+1)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._future
+        except TimeoutError:
+            raise ReplyTimeout(
+                f"agent {self._agent.name!r} did not reply in {timeout_s:g} s",
+                remedy="give `ask` a longer timeout, or look at `streamd status`",
+            ) from None
+        finally:
+            self._replies.forget(self)
+            if scope is not None:
+                scope.asking(-1)
+
+    def __await__(self) -> Any:
+        return self.wait(None).__await__()
+
+
+class Replies:
+    """The replies that this process waits for, and the topic they come to."""
+
+    def __init__(self, topic: str, partition: int = 0) -> None:
+        self.topic = topic
+        self.partition = partition
+        self._waiting: dict[str, ReplyPromise] = {}  # correlation id -> promise
+
+    def expect(self, agent: Agent) -> ReplyPromise:
+        """A promise with a new correlation id."""
+        promise = ReplyPromise(self, agent, uuid.uuid4().hex)
+        self._waiting[promise.correlation_id] = promise
+        return promise
+
+    def forget(self, promise: ReplyPromise) -> None:
+        """Nobody waits for it any more."""
+        self._waiting.pop(promise.correlation_id, None)
+
+    def request_headers(self, promise: ReplyPromise) -> list[tuple[str, bytes]]:
+        """What tells the agent where to reply to."""
+        return [
+            (REPLY_TO, self.topic.encode()),
+            (CORRELATION_ID, promise.correlation_id.encode()),
+        ]
+
+    def expects(self, correlation_id: str) -> bool:
+        """True where the reply is awaited in this process."""
+        return correlation_id in self._waiting
+
+    def arrived(self, correlation_id: str, value: Any, error: str | None = None) -> None:
+        """A reply came; one that nobody waits for is dropped."""
+        if promise := self._waiting.get(correlation_id):
+            if error is None:
+                promise.fulfil(value)
+            else:
+                promise.fail(AgentFailed(error))
+
+
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """The short name of each agent: its function's where that is unique, else the whole."""
+    short = [name.rpartition(".")[2] for name in names]
+    return {
+        name: last if short.count(last) == 1 else name
+        for name, last in zip(names, short, strict=True)
+    }

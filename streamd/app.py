@@ -1,0 +1,667 @@
+"""The App: everything that a user's module declares, and what follows from it. No I/O."""
+
+import inspect
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from streamd import config, finder, records, web, wire
+from streamd.agents import Agent, Replies, Sink, labels
+from streamd.codecs import Codec, codec_for, type_name
+from streamd.commands import AppCommand
+from streamd.cron import Cron
+from streamd.errors import AppError
+from streamd.groups import APP_GROUP, RESERVED, Group, home_of, work_out
+from streamd.tables import Table
+from streamd.topics import Topic
+from streamd.uses import Uses, uses_of
+
+Function = Callable[..., Any]
+
+
+@dataclass
+class Timer:
+    """A task, a timer or a cron job."""
+
+    name: str
+    kind: str  # "task" | "timer" | "crontab"
+    fun: Function
+    interval_s: float  # of a timer
+    cron: Cron | None  # of a cron job
+    on_leader: bool
+    group: str = APP_GROUP  # worked out when the app is complete
+
+    @property
+    def schedule(self) -> str:
+        """When it runs, for people."""
+        if self.kind == "timer":
+            return f"every {self.interval_s:g} s"
+        return self.cron.expr if self.cron is not None else "at start"
+
+
+@dataclass
+class Page:
+    """A page, and the table whose owner its requests go to."""
+
+    id: int
+    path: str
+    name: str
+    view: type[web.View]
+    table: Table | None
+    match_info: str | None
+    query_param: str | None
+    target: Any  # what the user decorated
+    group: str = APP_GROUP  # worked out when the app is complete
+
+
+@dataclass(frozen=True)
+class TableRoute:
+    """What `@app.table_route` notes on a function for `@app.page` to find."""
+
+    table: Table
+    match_info: str | None
+    query_param: str | None
+
+
+class App:
+    """A stream-processing app: the agents, tables, timers, pages and commands of one module.
+
+    Args:
+        id: Names the app's own topics and consumer groups; unique on a broker.
+        settings: Any setting of `docs/settings.md`, e.g. `broker="kafka://host:9092"`. Options,
+            environment (`STREAMD_BROKER`) and the settings file have a say as well:
+            `streamd config` shows what came out and why.
+    """
+
+    __streamd_app__ = True
+
+    def __init__(self, id: str, **settings: Any) -> None:
+        if not id or any(character in id for character in "/\\\0 \t\n:#"):
+            raise AppError(f"the app id {id!r} cannot name topics: letters, digits, '-', '_', '.'")
+        self.given_id = id
+        self.keywords: dict[str, Any] = settings
+        self.agents: dict[str, Agent] = {}  # by full name, in order of definition
+        self.topics: dict[str, Topic] = {}
+        self.tables: dict[str, Table] = {}
+        self.timers: list[Timer] = []
+        self.pages: list[Page] = []
+        self.commands: dict[str, AppCommand] = {}
+        self.groups: list[Group] = []  # worked out by `finalize`, sources first
+        self.warnings: list[str] = []
+        self.current_client: Any = None  # what sends outside of a scope
+        self.open_replies: Callable[[], Awaitable[Replies]] | None = None
+        self._replies: Replies | None = None
+        self._settings: config.Settings | None = None
+        self._finalized = False
+        self.module = _calling_module()
+        self.package = self.module.partition(".")[0]
+
+    def __repr__(self) -> str:
+        return f"<App {self.given_id}: {len(self.agents)} agents, {len(self.tables)} tables>"
+
+    # Settings.
+
+    @property
+    def settings(self) -> config.Settings:
+        """The settings as they came out of options, environment, App(...) and file."""
+        if self._settings is None:
+            self.configure({}, None, {})
+        assert self._settings is not None
+        return self._settings
+
+    conf = settings
+
+    def configure(
+        self, environ: Mapping[str, str], file: Path | None, options: Mapping[str, str]
+    ) -> config.Settings:
+        """Work the settings out. Called once, before anything that depends on them.
+
+        Raises:
+            ConfigError: A setting has a value that cannot be used.
+        """
+        self._settings = config.resolve(self.keywords, environ, file, options)
+        return self._settings
+
+    @property
+    def id(self) -> str:
+        """The id of topics and groups: what was given, with `-v2` from version 2 on."""
+        version = self.settings.version
+        return self.given_id if version == 1 else f"{self.given_id}-v{version}"
+
+    # What a module declares.
+
+    def topic(
+        self,
+        *names: str,
+        key_type: type | None = None,
+        value_type: type | None = None,
+        key_serializer: str | Codec | None = None,
+        value_serializer: str | Codec | None = None,
+        partitions: int | None = None,
+        retention: float | None = None,
+        internal: bool = False,
+        **unused: Any,
+    ) -> Topic:
+        """Declare a topic.
+
+        Args:
+            value_type: What values become: str, int, a Record, any type msgspec knows;
+                None: plain data.
+            partitions: How many it gets where it is made; `topic_partitions` by default.
+            retention: Seconds that records are kept; `topic_retention` by default.
+        """
+        if len(names) != 1:
+            raise AppError(f"app.topic() takes one name, not {names!r}: declare several topics")
+        self._note_unused("topic", unused)
+        if known := self.topics.get(names[0]):
+            if value_type is not None and value_type is not known.value_type:
+                raise AppError(
+                    f"topic {names[0]!r} is declared with value_type {type_name(value_type)!r} "
+                    f"and with {type_name(known.value_type)!r}: one topic has one type"
+                )
+            return known
+        topic = self._make_topic(
+            names[0], key_type, value_type, key_serializer, value_serializer,
+            partitions, retention, owned=False,
+        )  # fmt: skip
+        self.topics[topic.name] = topic
+        return topic
+
+    @overload
+    def agent(self, channel: Function) -> Agent: ...
+
+    @overload
+    def agent(
+        self, channel: Topic | str | None = None, **options: Any
+    ) -> Callable[[Function], Agent]: ...
+
+    def agent(
+        self,
+        channel: Topic | str | Function | None = None,
+        *,
+        name: str | None = None,
+        concurrency: int = 1,
+        sink: Iterable[Sink] = (),
+        group: str | None = None,
+        processes: int = 1,
+        on_error: str | None = None,
+        retries: int | None = None,
+        timeout: float | None = None,
+        key_type: type | None = None,
+        value_type: type | None = None,
+        key_serializer: str | Codec | None = None,
+        value_serializer: str | Codec | None = None,
+        partitions: int | None = None,
+        **unused: Any,
+    ) -> Agent | Callable[[Function], Agent]:
+        """Make an agent of an async function; see `streamd.agents.Agent`.
+
+        `value_type` and the other codec arguments are for the agent's own topic, when it is
+        given none.
+        """
+        if callable(channel) and not isinstance(channel, (Topic, str)):
+            return self.agent()(channel)
+        self._note_unused("agent", unused)
+
+        def decorate(fun: Function) -> Agent:
+            full = name or f"{finder.canonical_module(fun.__module__)}.{fun.__name__}"
+            if full in self.agents:
+                raise AppError(f"two agents are named {full!r}: give one of them name=")
+            topic = channel if isinstance(channel, Topic) else None
+            if isinstance(channel, str):
+                topic = self.topic(
+                    channel, key_type=key_type, value_type=value_type,
+                    key_serializer=key_serializer, value_serializer=value_serializer,
+                    partitions=partitions,
+                )  # fmt: skip
+            if topic is None:
+                topic = self._make_topic(
+                    full, key_type, value_type, key_serializer, value_serializer,
+                    partitions, None, owned=True,
+                )  # fmt: skip
+            agent = Agent(
+                self, fun, full, topic,
+                concurrency=concurrency, sink=sink, group=group, processes=processes,
+                on_error=on_error, retries=retries, timeout=timeout,
+            )  # fmt: skip
+            self.agents[full] = agent
+            return agent
+
+        return decorate
+
+    actor = agent
+
+    def Table(  # noqa: N802
+        self,
+        name: str,
+        *,
+        default: Callable[[], Any] | None = None,
+        partitions: int | None = None,
+        help: str = "",
+        key_type: type | None = None,
+        value_type: type | None = None,
+        key_serializer: str | Codec | None = "json",
+        value_serializer: str | Codec | None = "json",
+        **unused: Any,
+    ) -> Table:
+        """Declare a table; see `streamd.tables.Table`."""
+        if name in self.tables:
+            raise AppError(f"two tables are named {name!r}: every table needs a name of its own")
+        self._note_unused("Table", unused)
+        table = Table(
+            self, name, default=default, partitions=partitions, help=help,
+            key_type=key_type, value_type=value_type,
+            key_codec=codec_for(key_serializer, key_type, default="json"),
+            value_codec=codec_for(value_serializer, value_type, default="json"),
+        )  # fmt: skip
+        self.tables[name] = table
+        return table
+
+    def task(self, fun: Function | None = None, *, on_leader: bool = False, **unused: Any) -> Any:
+        """Run a function once, as soon as the app is fully operational."""
+        if fun is None:
+            return lambda fun: self._add_timer("task", fun, on_leader=on_leader)
+        return self._add_timer("task", fun, on_leader=on_leader)
+
+    def timer(
+        self, interval: float, on_leader: bool = False, *, name: str | None = None, **unused: Any
+    ) -> Callable[[Function], Function]:
+        """Run a function every `interval` seconds; the first time after one interval."""
+        seconds = interval.total_seconds() if hasattr(interval, "total_seconds") else interval
+        if not isinstance(seconds, (int, float)) or not seconds > 0:
+            raise AppError(f"app.timer({interval!r}): expected a number of seconds above 0")
+        return lambda fun: self._add_timer(
+            "timer", fun, on_leader=on_leader, interval_s=float(seconds), name=name
+        )
+
+    def crontab(
+        self,
+        cron_format: str,
+        tz: Any = None,
+        on_leader: bool = False,
+        *,
+        timezone: Any = None,
+    ) -> Callable[[Function], Function]:
+        """Run a function at the times of a cron expression.
+
+        Args:
+            tz: A zone: ZoneInfo, pytz, or its name; UTC where it is left out.
+            on_leader: Run in one process of the whole app only.
+
+        Raises:
+            ConfigError: The expression or the zone is wrong.
+        """
+        cron = Cron(cron_format, tz if tz is not None else timezone)
+        return lambda fun: self._add_timer("crontab", fun, on_leader=on_leader, cron=cron)
+
+    def page(
+        self, path: str, *, name: str | None = None, base: type[web.View] = web.View, **unused: Any
+    ) -> Callable[[Any], Any]:
+        """Serve an async function or a View class under a path; `{x}` parts are match_info."""
+        if not path.startswith("/"):
+            raise AppError(f"the page path {path!r} does not begin with '/'")
+
+        def decorate(target: Any) -> Any:
+            route: TableRoute | None = getattr(target, "__streamd_route__", None)
+            self.pages.append(
+                Page(
+                    id=len(self.pages),
+                    path=path,
+                    name=name or target.__name__,
+                    view=web.as_view(target),
+                    table=route.table if route else None,
+                    match_info=route.match_info if route else None,
+                    query_param=route.query_param if route else None,
+                    target=target,
+                )
+            )
+            return target
+
+        return decorate
+
+    def table_route(
+        self,
+        table: Table,
+        *,
+        match_info: str | None = None,
+        query_param: str | None = None,
+        shard_param: str | None = None,
+    ) -> Callable[[Function], Function]:
+        """Send a page's requests to the process that holds the key of `table`.
+
+        Args:
+            match_info: The part of the path that is the key.
+            query_param: The query parameter that is the key; one of the two is given.
+        """
+        query_param = query_param or shard_param
+        if (match_info is None) == (query_param is None):
+            raise AppError("app.table_route() takes match_info= or query_param=, one of the two")
+
+        def decorate(fun: Function) -> Function:
+            fun.__streamd_route__ = TableRoute(table, match_info, query_param)  # type: ignore[attr-defined]
+            return fun
+
+        return decorate
+
+    def command(self, *options: Any, daemon: bool = False, **unused: Any) -> Any:
+        """Make a command of the app's command line; options are click's."""
+
+        def decorate(fun: Function) -> Function:
+            command = AppCommand(self, fun, options, daemon=daemon)
+            if command.name in self.commands:
+                raise AppError(f"two commands are named {command.name!r}")
+            self.commands[command.name] = command
+            return fun
+
+        if len(options) == 1 and inspect.iscoroutinefunction(options[0]):
+            fun, options = options[0], ()
+            return decorate(fun)
+        return decorate
+
+    # What a module does.
+
+    async def send(self, channel: Topic | Agent | str, key: Any = None, value: Any = None,
+                   **record: Any) -> Any:  # fmt: skip
+        """Send to a topic, an agent, or a topic by name."""
+        target = self.topic(channel) if isinstance(channel, str) else channel
+        return await target.send(key=key, value=value, **record)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator["App"]:
+        """Send, ask and look up from a script, without running anything.
+
+        Raises:
+            Busy: The embedded log is in use by a process that does not answer.
+            BrokerError: The broker cannot be used.
+        """
+        # The one step up from the lowest room: what it opens belongs to the broker's room.
+        from streamd.cli.client import open_client  # noqa: PLC0415
+
+        async with open_client(self):
+            yield self
+
+    async def replies(self) -> Replies:
+        """Where replies to this process come; opened at the first `ask`."""
+        if self._replies is None:
+            if self.open_replies is None:
+                raise AppError("nothing runs that could receive a reply")
+            self._replies = await self.open_replies()
+        return self._replies
+
+    def forget_replies(self) -> None:
+        """The next `ask` opens them anew."""
+        self._replies = None
+
+    def expected_replies(self) -> Replies | None:
+        """Where replies to this process come, if anything was asked yet."""
+        return self._replies
+
+    def main(self) -> None:
+        """Be the `streamd` command for this app. Does not return."""
+        from streamd.cli import main  # noqa: PLC0415
+
+        main(app=self)
+
+    # What follows from the declarations.
+
+    def finalize(self) -> None:
+        """Work out names, groups and where everything runs. May be called again.
+
+        Raises:
+            AppError: The declarations contradict each other.
+        """
+        if self._finalized:
+            return
+        self._finalized = True
+        for name, label in labels(list(self.agents)).items():
+            self.agents[name].label = label
+        for agent in self.agents.values():
+            if agent.channel.owned and agent.channel.name == agent.name:
+                agent.channel.name = f"{self.id}-{agent.name}"
+        for topic in [*self.topics.values(), *(agent.channel for agent in self.agents.values())]:
+            topic.use_serializers(self.settings.key_serializer, self.settings.value_serializer)
+        uses = {name: uses_of(agent.fun, self.package) for name, agent in self.agents.items()}
+        pages = [(page, uses_of(page.target, self.package)) for page in self.pages]
+        timers = [(timer, uses_of(timer.fun, self.package)) for timer in self.timers]
+        others = [used for _, used in pages] + [used for _, used in timers]
+        for page, used in pages:
+            if page.table is not None:
+                used.tables.setdefault(page.table.name, page.table)
+        self.groups = work_out(
+            list(self.agents.values()), list(self.tables.values()), uses, others
+        )
+        self._refuse_reserved()
+        for timer, used in timers:
+            timer.group = home_of(used)
+            self._refuse_foreign_writes(f"{timer.kind} {timer.name!r}", timer.group, used)
+        for page, used in pages:
+            page.group = page.table.group if page.table is not None else home_of(used)
+            self._refuse_foreign_writes(f"page {page.path!r}", page.group, used)
+        for name, agent in self.agents.items():
+            self._refuse_foreign_writes(f"agent {name!r}", agent.group, uses[name])
+        self._place_partitions()
+        self._warn_of_shared_globals(uses)
+
+    def hello(self, origin: str, alone: bool) -> wire.Hello:
+        """What the app is, for the processes that do not import it."""
+        self.finalize()
+        return wire.Hello(
+            app_id=self.id,
+            origin=origin,
+            groups=[
+                wire.GroupInfo(
+                    name=group.name,
+                    agents=[self._agent_info(agent) for agent in group.agents],
+                    tables=[table.name for table in group.tables],
+                    processes=group.processes,
+                    why=group.why,
+                )
+                for group in self.groups
+            ]
+            + [wire.GroupInfo(APP_GROUP, [], [], 1, "tasks, timers, cron jobs and pages")],
+            topics=self._topic_infos(),
+            tables=[self._table_info(table) for table in self.tables.values()],
+            timers=[
+                wire.TimerInfo(
+                    name=timer.name,
+                    kind=timer.kind,
+                    group=timer.group,
+                    schedule=timer.schedule,
+                    zone=str(timer.cron.tz) if timer.cron is not None else "",
+                    on_leader=timer.on_leader,
+                )
+                for timer in self.timers
+            ],
+            routes=[
+                wire.RouteInfo(
+                    id=page.id,
+                    path=page.path,
+                    methods=web.methods_of(page.view),
+                    name=page.name,
+                    group=page.group,
+                    table=page.table.name if page.table is not None else None,
+                    match_info=page.match_info,
+                    query_param=page.query_param,
+                    help=(inspect.getdoc(page.target) or "").partition("\n")[0],
+                )
+                for page in self.pages
+            ],
+            models=[
+                wire.ModelInfo(model.__name__, records.describe(model), inspect.getdoc(model) or "")
+                for model in self._models()
+            ],
+            settings=self.settings.plain(),
+            settings_shown=self.settings.shown(),
+            warnings=list(self.warnings),
+        )
+
+    def route_topic(self, table: Table) -> Topic | None:
+        """The topic whose keys decide where a key of `table` lives; None: no agent writes it."""
+        for group in self.groups:
+            if table in group.tables and group.agents:
+                return group.agents[0].channel
+        return None
+
+    @property
+    def dead_letters(self) -> str:
+        """The topic of the events that were given up."""
+        return f"{self.id}-dead-letters"
+
+    def _agent_info(self, agent: Agent) -> wire.AgentInfo:
+        return wire.AgentInfo(
+            name=agent.name,
+            label=agent.label,
+            topics=agent.get_topic_names(),
+            concurrency=agent.concurrency,
+            on_error=agent.on_error or self.settings.on_error,
+            help=agent.help,
+        )
+
+    def _table_info(self, table: Table) -> wire.TableInfo:
+        topic = self.route_topic(table)
+        codec = topic.key_codec if topic is not None else table.key_codec
+        return wire.TableInfo(
+            name=table.name,
+            group=table.group,
+            partitions=table.partitions or 1,
+            help=table.help,
+            route_codec=codec.name,
+            route_type=type_name(codec.type),
+            key_type=type_name(table.key_type),
+            value_type=type_name(table.value_type),
+        )
+
+    def _topic_infos(self) -> list[wire.TopicInfo]:
+        topics = dict(self.topics)
+        for agent in self.agents.values():
+            topics.setdefault(agent.channel.name, agent.channel)
+        infos = [
+            wire.TopicInfo(
+                name=topic.name,
+                partitions=topic.partition_count,
+                owned=topic.owned,
+                retention_s=topic.retention_s,
+                key_type=type_name(topic.key_type),
+                value_type=type_name(topic.value_type),
+            )
+            for topic in topics.values()
+        ]
+        return [*infos, wire.TopicInfo(self.dead_letters, 1, False, None, "", "")]
+
+    def _models(self) -> list[type[records.Record]]:
+        topics = [*self.topics.values(), *(agent.channel for agent in self.agents.values())]
+        types = [kind for topic in topics for kind in (topic.key_type, topic.value_type)]
+        types += [kind for table in self.tables.values()
+                  for kind in (table.key_type, table.value_type)]  # fmt: skip
+        module = sys.modules.get(self.module)
+        types += list(vars(module).values()) if module is not None else []
+        found = {
+            kind.__name__: kind
+            for kind in types
+            if isinstance(kind, type)
+            and issubclass(kind, records.Record)
+            and kind is not records.Record
+        }
+        return list(found.values())
+
+    def _make_topic(
+        self,
+        name: str,
+        key_type: type | None,
+        value_type: type | None,
+        key_serializer: str | Codec | None,
+        value_serializer: str | Codec | None,
+        partitions: int | None,
+        retention: Any,
+        owned: bool,
+    ) -> Topic:
+        if hasattr(retention, "total_seconds"):
+            retention = retention.total_seconds()
+        if partitions is not None and (not isinstance(partitions, int) or partitions < 1):
+            raise AppError(f"topic {name!r} has partitions={partitions!r}: expected 1 or more")
+        return Topic(
+            self, name,
+            key_type=key_type, value_type=value_type,
+            key_serializer=key_serializer, value_serializer=value_serializer,
+            partitions=partitions, retention_s=retention, owned=owned,
+        )  # fmt: skip
+
+    def _add_timer(
+        self,
+        kind: str,
+        fun: Function,
+        *,
+        on_leader: bool,
+        interval_s: float = 0.0,
+        cron: Cron | None = None,
+        name: str | None = None,
+    ) -> Function:
+        if not inspect.iscoroutinefunction(fun):
+            raise AppError(f"{kind} {fun.__name__!r} is not an async function")
+        self.timers.append(Timer(name or fun.__name__, kind, fun, interval_s, cron, on_leader))
+        return fun
+
+    def _note_unused(self, what: str, unused: Mapping[str, Any]) -> None:
+        for name in unused:
+            self.warnings.append(f"{what}({name}=…) is taken for Faust's sake and has no effect")
+
+    def _refuse_reserved(self) -> None:
+        for group in self.groups:
+            if group.name in RESERVED:
+                raise AppError(
+                    f"a group cannot be named {group.name!r}: that is a process of streamd's own",
+                    remedy="rename the agent's function, or give it group= ",
+                )
+
+    def _refuse_foreign_writes(self, who: str, group: str, used: Uses) -> None:
+        for name in sorted(used.written):
+            home = used.tables[name].group
+            if home != group:
+                raise AppError(
+                    f"{who} writes table {name!r}, which belongs to group {home!r}; "
+                    f"it runs in {group!r}, and a table is written only in its own group",
+                    remedy=f"send the change to an agent of {home!r}, or put both in one group "
+                    f"with group={home!r}",
+                )
+
+    def _place_partitions(self) -> None:
+        for group in self.groups:
+            counts = {agent.channel.name: agent.channel.partition_count for agent in group.agents}
+            if group.tables and len(set(counts.values())) > 1:
+                raise AppError(
+                    f"group {group.name!r} has tables and reads topics of different partition "
+                    "counts: "
+                    + ", ".join(f"{topic} has {count}" for topic, count in counts.items()),
+                    remedy="give the topics the same partitions=",
+                )
+            wanted = next(iter(counts.values()), None)
+            for table in group.tables:
+                if wanted is not None and table.partitions not in (None, wanted):
+                    raise AppError(
+                        f"table {table.name!r} has {table.partitions} partitions and topic "
+                        f"{next(iter(counts))!r} has {wanted}: a table has those of its topic",
+                        remedy="leave partitions= of the table out",
+                    )
+                table.partitions = wanted or table.partitions or 1
+
+    def _warn_of_shared_globals(self, uses: Mapping[str, Uses]) -> None:
+        users: dict[str, dict[str, str]] = {}  # global -> group -> agent
+        for name, used in uses.items():
+            for shared in used.shared.values():
+                users.setdefault(shared, {}).setdefault(self.agents[name].group, name)
+        for shared, groups in users.items():
+            if len(groups) > 1:
+                self.warnings.append(
+                    f"agents {', '.join(sorted(groups.values()))} use the global {shared}, "
+                    "but run in different processes, which share no globals; "
+                    "keep it in a table, or give them one group="
+                )
+
+
+def _calling_module() -> str:
+    """The module that makes the App: the first frame outside of this file."""
+    frame = sys._getframe(2)
+    return str(frame.f_globals.get("__name__", "__main__"))

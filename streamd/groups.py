@@ -1,0 +1,160 @@
+"""Which agents run together, and where everything else runs.
+
+Agents that name the same table share a group, unless `group=` says otherwise. A table belongs
+to the group of the agents that name it. A task, timer, cron job or page that names tables of
+one group runs there; one that names none, or several groups' tables, runs in `app`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from streamd.agents import Agent
+from streamd.errors import AppError
+from streamd.tables import Table
+from streamd.uses import Uses
+
+APP_GROUP = "app"
+RESERVED = ("app", "master", "zygote", "guardian", "log", "web")
+
+
+@dataclass
+class Group:
+    """Agents that share a consumer group and run together in each of its processes."""
+
+    name: str
+    agents: list[Agent] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    why: str = ""
+
+    @property
+    def processes(self) -> int:
+        """How many processes it has: the most that any of its agents asks for."""
+        return max((agent.processes for agent in self.agents), default=1)
+
+
+def work_out(
+    agents: Sequence[Agent],
+    tables: Sequence[Table],
+    uses: Mapping[str, Uses],
+    others: Iterable[Uses],
+) -> list[Group]:
+    """Group the agents, sources first, and set `.group` of agents and tables.
+
+    Args:
+        uses: Agent name -> what its function uses.
+        others: What tasks, timers, cron jobs and pages use; a table that only they name gets
+            a group of its own.
+
+    Raises:
+        AppError: Two groups would write one table, or a name is taken.
+    """
+    names = _merge(agents, uses)
+    groups: dict[str, Group] = {}
+    for agent in agents:
+        group = groups.setdefault(names[agent.name], Group(names[agent.name]))
+        group.agents.append(agent)
+        agent.group = group.name
+    _place_tables(tables, agents, uses, groups)
+    for used in others:
+        for table in used.tables.values():
+            if not table.group:
+                table.group = table.name
+                groups.setdefault(table.name, Group(table.name)).tables.append(table)
+    for group in groups.values():
+        group.why = _why(group, uses)
+    return _sources_first(list(groups.values()), uses)
+
+
+def home_of(used: Uses) -> str:
+    """The group in which a task, timer, cron job or page runs."""
+    homes = {table.group for table in used.tables.values()}
+    return homes.pop() if len(homes) == 1 else APP_GROUP
+
+
+def _merge(agents: Sequence[Agent], uses: Mapping[str, Uses]) -> dict[str, str]:
+    """Agent name -> group name."""
+    leader = {agent.name: agent.name for agent in agents}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    first_with: dict[str, str] = {}  # table, or group that was asked for -> agent
+    for agent in agents:
+        if agent.group_wanted is not None:
+            ties = [f"group {agent.group_wanted}"]
+        else:
+            ties = [f"table {name}" for name in uses[agent.name].tables]
+        for tie in ties:
+            if (other := first_with.setdefault(tie, agent.name)) != agent.name:
+                # The earlier agent leads: a group is named by its first agent.
+                leader[find(agent.name)] = find(other)
+    by_name = {agent.name: agent for agent in agents}
+    return {
+        agent.name: agent.group_wanted
+        or by_name[find(agent.name)].group_wanted
+        or by_name[find(agent.name)].label
+        for agent in agents
+    }
+
+
+def _place_tables(
+    tables: Sequence[Table],
+    agents: Sequence[Agent],
+    uses: Mapping[str, Uses],
+    groups: Mapping[str, Group],
+) -> None:
+    for table in tables:
+        naming = {agent.group for agent in agents if table.name in uses[agent.name].tables}
+        writing = {
+            agent.group: agent.name
+            for agent in agents
+            if table.name in uses[agent.name].written
+        }
+        if len(writing) > 1:
+            raise AppError(
+                f"table {table.name!r} is written in {len(writing)} groups: "
+                + ", ".join(f"{name} (agent {agent})" for name, agent in writing.items()),
+                remedy="give these agents one group= , or send the changes to one of them",
+            )
+        candidates = set(writing) or naming
+        if candidates:
+            table.group = min(candidates, key=list(groups).index)
+            groups[table.group].tables.append(table)
+
+
+def _why(group: Group, uses: Mapping[str, Uses]) -> str:
+    if not group.agents:
+        return f"holds table {group.tables[0].name}, which no agent names"
+    if len(group.agents) == 1:
+        return "one agent"
+    shared = [
+        table.name
+        for table in group.tables
+        if sum(table.name in uses[agent.name].tables for agent in group.agents) > 1
+    ]
+    if shared:
+        return "its agents share " + ", ".join(f"table {name}" for name in shared)
+    return f"its agents have group={group.name!r}"
+
+
+def _sources_first(groups: list[Group], uses: Mapping[str, Uses]) -> list[Group]:
+    """Order by the flow of events; groups in a cycle keep the order of their definition."""
+    home = {agent.name: group.name for group in groups for agent in group.agents}
+    reads = {agent.channel.name: group.name for group in groups for agent in group.agents}
+    targets: dict[str, set[str]] = {group.name: set() for group in groups}
+    for group in groups:
+        for agent in group.agents:
+            used = uses[agent.name]
+            targets[group.name] |= {home[name] for name in used.agents if name in home}
+            targets[group.name] |= {reads[name] for name in used.topics if name in reads}
+        targets[group.name].discard(group.name)
+    ordered: list[Group] = []
+    left = list(groups)
+    while left:
+        fed = set().union(*(targets[group.name] for group in left))
+        ready = [group for group in left if group.name not in fed] or left[:1]
+        ordered += ready
+        left = [group for group in left if group not in ready]
+    return ordered

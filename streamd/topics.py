@@ -1,0 +1,250 @@
+"""A topic: a name, the codecs of its keys and values, and the way to send to it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from streamd.codecs import Codec, codec_for
+from streamd.context import Callback, Placed, Record, RecordMetadata, Sent, current_scope, no_scope
+from streamd.partition import fast_partition_for
+
+HeadersArgument = Mapping[str, bytes | str] | list[tuple[str, bytes | str]] | None
+
+# Placed keys remembered for each topic: a key of a hot set is hashed once.
+REMEMBERED_KEYS = 20_000
+
+
+class Topic:
+    """What `app.topic(...)` returns.
+
+    Iterated over by agents; anything may send to it. Sending inside an agent puts the record
+    into the checkpoint that settles the event: it is neither lost nor doubled.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        name: str,
+        *,
+        key_type: type | None,
+        value_type: type | None,
+        key_serializer: str | Codec | None,
+        value_serializer: str | Codec | None,
+        partitions: int | None,
+        retention_s: float | None,
+        owned: bool,
+        help: str = "",
+    ) -> None:
+        self.app = app
+        self.name = name
+        self.key_type = key_type
+        self.value_type = value_type
+        self._serializers = key_serializer, value_serializer
+        self.partitions = partitions  # None: as `topic_partitions` says
+        self.retention_s = retention_s
+        self.owned = owned
+        self.help = help
+        self.use_serializers("raw", "json")
+        self._remembered: dict[Any, tuple[bytes, int]] = {}  # str key -> bytes, partition
+        self._hash: Callable[[bytes, int], int] | None = None
+        self._sent: dict[int, Placed] = {}  # partition -> what a send in an agent returns
+
+    def __repr__(self) -> str:
+        return f"<Topic {self.name}>"
+
+    def use_serializers(self, key_default: str, value_default: str) -> None:
+        """Take these where the declaration named none."""
+        key_serializer, value_serializer = self._serializers
+        self.key_codec = codec_for(key_serializer, self.key_type, default=key_default)
+        self.value_codec = codec_for(value_serializer, self.value_type, default=value_default)
+        self._encode = self.value_codec.encode
+
+    @property
+    def partition_count(self) -> int:
+        """How many partitions the topic has."""
+        return self.partitions or int(self.app.settings.topic_partitions)
+
+    def get_topic_name(self) -> str:
+        """The name that the broker knows."""
+        return self.name
+
+    async def send(
+        self,
+        *,
+        key: Any = None,
+        value: Any = None,
+        partition: int | None = None,
+        timestamp: float | None = None,
+        headers: HeadersArgument = None,
+        key_serializer: str | Codec | None = None,
+        value_serializer: str | Codec | None = None,
+        callback: Callback | None = None,
+        force: bool = False,
+    ) -> Sent:
+        """Send one record; returns when it is buffered.
+
+        `await (await topic.send(...))` waits until the record is durable and gives its
+        RecordMetadata; inside an agent, which its checkpoint makes durable, it returns at
+        once with no offset.
+
+        Args:
+            key: Chooses the partition, as Kafka's clients do.
+            timestamp: Unix seconds; now where it is left out.
+            callback: Called with the RecordMetadata once the record is durable.
+            force: Taken for Faust's sake; sends are never held back for a commit of theirs.
+
+        Raises:
+            DecodeError: The value cannot be encoded as the topic's type.
+            StreamdError: There is no running app to send through.
+        """
+        scope = current_scope.get()
+        if scope is None:
+            record = self._record(key, value, partition, timestamp, headers,
+                                  key_serializer, value_serializer)  # fmt: skip
+            return await self._send_outside(record, callback)
+        if key_serializer is None and value_serializer is None:
+            remembered = self._remembered.get(key) if key.__class__ is str else None
+            data, place = remembered or self._place(key, scope)
+            if partition is not None:
+                place = partition
+            lane = scope.lanes[self.name][place]
+            lane.values.append(None if value is None else self._encode(value))
+            lane.keys.append(data)
+            if timestamp is None and headers is None and callback is None:
+                if scope.may_wait:
+                    await scope.wait_room()
+                    return scope.buffered(self.name, place)  # type: ignore[no-any-return]
+                return self._sent.get(place) or self._remember_sent(place)
+        else:
+            record = self._record(key, value, partition, None, None,
+                                  key_serializer, value_serializer)  # fmt: skip
+            place = record.partition
+            lane = scope.lanes[self.name][place]
+            lane.values.append(record.value)
+            lane.keys.append(record.key)
+        if timestamp is not None:
+            lane.timestamps[len(lane.keys) - 1] = timestamp
+        if headers:
+            lane.headers[len(lane.keys) - 1] = header_list(headers)
+        if callback is not None:
+            scope.when_durable(callback, RecordMetadata(self.name, place, None, timestamp or 0.0))
+        if scope.may_wait:
+            await scope.wait_room()
+        return scope.buffered(self.name, place)  # type: ignore[no-any-return]
+
+    def send_soon(
+        self,
+        *,
+        key: Any = None,
+        value: Any = None,
+        partition: int | None = None,
+        timestamp: float | None = None,
+        headers: HeadersArgument = None,
+        key_serializer: str | Codec | None = None,
+        value_serializer: str | Codec | None = None,
+        callback: Callback | None = None,
+        force: bool = False,
+    ) -> Sent:
+        """Send one record from code that is not async; never waits.
+
+        Raises:
+            StreamdError: There is no running app; outside of one, use `await topic.send()`.
+        """
+        scope = current_scope.get()
+        if scope is None:
+            raise no_scope(f"send_soon to {self.name!r}")
+        record = self._record(key, value, partition, timestamp, headers,
+                              key_serializer, value_serializer)  # fmt: skip
+        lane = scope.lanes[self.name][record.partition]
+        lane.values.append(record.value)
+        lane.keys.append(record.key)
+        if timestamp is not None:
+            lane.timestamps[len(lane.keys) - 1] = timestamp
+        if record.headers:
+            lane.headers[len(lane.keys) - 1] = record.headers
+        if callback is not None:
+            scope.when_durable(callback, RecordMetadata(self.name, record.partition, None, 0.0))
+        return scope.buffered(self.name, record.partition)  # type: ignore[no-any-return]
+
+    def encode(
+        self,
+        key: Any,
+        value: Any,
+        *,
+        partition: int | None = None,
+        timestamp: float | None = None,
+        headers: HeadersArgument = None,
+    ) -> Record:
+        """A record of this topic, encoded and placed."""
+        return self._record(key, value, partition, timestamp, headers, None, None)
+
+    def route(self, key: Any) -> int:
+        """The partition of a key."""
+        data = self.key_codec.encode(key)
+        return self._hashed(data)
+
+    def _hashed(self, data: bytes) -> int:
+        if self._hash is None:
+            self._hash = fast_partition_for()
+        return self._hash(data, self.partition_count)
+
+    def _place(self, key: Any, scope: Any) -> tuple[bytes | None, int]:
+        if key is None:
+            return None, scope.turn() % self.partition_count
+        data = self.key_codec.encode(key)
+        placed = data, self._hashed(data)
+        if key.__class__ is str:
+            if len(self._remembered) >= REMEMBERED_KEYS:
+                self._remembered.clear()
+            self._remembered[key] = placed
+        return placed
+
+    def _remember_sent(self, place: int) -> Placed:
+        sent = self._sent[place] = Placed(RecordMetadata(self.name, place, None, 0.0))
+        return sent
+
+    def _record(
+        self,
+        key: Any,
+        value: Any,
+        partition: int | None,
+        timestamp: float | None,
+        headers: HeadersArgument,
+        key_serializer: str | Codec | None,
+        value_serializer: str | Codec | None,
+    ) -> Record:
+        key_codec = self.key_codec
+        if key_serializer is not None:
+            key_codec = codec_for(key_serializer, None, default="raw")
+        value_codec = self.value_codec
+        if value_serializer is not None:
+            value_codec = codec_for(value_serializer, None, default="json")
+        data = None if key is None else key_codec.encode(key)
+        if partition is None:
+            scope = current_scope.get()
+            if data is not None:
+                partition = self._hashed(data)
+            else:
+                partition = -1 if scope is None else scope.turn() % self.partition_count
+        encoded = None if value is None else value_codec.encode(value)
+        return Record(partition, data, encoded, timestamp, header_list(headers))
+
+    async def _send_outside(self, record: Record, callback: Callback | None) -> Sent:
+        client = self.app.current_client
+        if client is None:
+            raise no_scope(f"send to {self.name!r}")
+        metadata = await client.send_now(self.name, record)
+        if callback is not None:
+            outcome = callback(metadata)
+            if outcome is not None:
+                await outcome
+        return Placed(metadata)
+
+
+def header_list(headers: HeadersArgument) -> list[tuple[str, bytes]]:
+    """Headers as a list of (name, bytes)."""
+    if not headers:
+        return []
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    return [
+        (name, value.encode() if isinstance(value, str) else bytes(value)) for name, value in pairs
+    ]
