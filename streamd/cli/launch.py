@@ -26,7 +26,6 @@ from streamd.instance import (
     Folder,
     StartSpec,
     identify,
-    instance_name,
     new_tree,
 )
 
@@ -175,7 +174,7 @@ def make_spec(options: Given, mode: str, *, foreground: bool) -> StartSpec:
     app = target.app_of(options)
     config_file = target.settings_file(options)
     early = bootstrap(os.environ, config_file, options.settings)
-    name = instance_name(app, target.named_instance(options))
+    name = target.instance_of(app, target.named_instance(options))
     folder = Folder.of(name)
     folder.make()
     color = color_wanted(options.color)
@@ -431,7 +430,9 @@ class StartFailed(StreamdError):
             problem["message"], seen=problem.get("seen") or (), remedy=problem.get("remedy")
         )
         self.exit_code = problem.get("exit_code") or 1
-        self.user_traceback = problem.get("traceback") or ""
+        shown = problem.get("traceback") or ""
+        # The finder's errors have it among what was seen.
+        self.user_traceback = "" if shown.splitlines() == self.seen else shown
 
 
 def _last_lines(path: Path) -> list[str]:

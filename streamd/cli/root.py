@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -141,7 +141,13 @@ class Root(click.Group):
         for heading, commands in COMMANDS.items():
             with formatter.section(heading):
                 formatter.write_dl([(name, help) for name, (_, help) in commands.items()])
-        if own := self._own_commands(ctx):
+        try:
+            own = self._own_commands(ctx)
+        except StreamdError as error:
+            with formatter.section("Not shown"):
+                formatter.write_text(f"the app's own commands: {error}")
+            return
+        if own:
             with formatter.section(f"From {options.given(ctx).app}"):
                 formatter.write_dl(
                     [(name, command.get_short_help_str(80)) for name, command in own.items()]
@@ -195,7 +201,7 @@ root = Root(
 )
 
 
-def main(args: Sequence[str] | None = None, app: "App | None" = None) -> NoReturn:
+def main(args: Sequence[str] | None = None, app: "App | None" = None) -> None:
     """Run the command line and exit with its code.
 
     Args:
@@ -204,7 +210,12 @@ def main(args: Sequence[str] | None = None, app: "App | None" = None) -> NoRetur
     """
     given = options.Given(app_object=app)
     if app is not None:
-        given.app = importlib.import_module("streamd.cli.own").name_of(app)
+        from streamd.finder import is_importing, reference_to  # noqa: PLC0415 - not for `streamd`
+
+        if is_importing():
+            # `app.main()` at the end of a module that the command line, or the zygote, imports.
+            return
+        given.app = reference_to(app)
     sys.exit(run(sys.argv[1:] if args is None else list(args), given))
 
 

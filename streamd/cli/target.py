@@ -126,6 +126,12 @@ def _apps_here() -> list[tuple[str, Path]]:
     return found
 
 
+def instance_of(app: str, name: str | None) -> str:
+    """The instance's name; of `proj.__main__` it is that of the package."""
+    module, colon, attribute = app.partition(":")
+    return instance_name(module.removesuffix(".__main__") + colon + attribute, name)
+
+
 def folder_of(given: Given) -> Folder:
     """The runtime folder of the instance that is meant.
 
@@ -136,7 +142,7 @@ def folder_of(given: Given) -> Folder:
     if name := named_instance(given):
         return Folder.of(instance_name("", name))
     if app := named_app(given):
-        return Folder.of(instance_name(app, None))
+        return Folder.of(instance_of(app, None))
     candidates = running()
     if len(candidates) == 1:
         return candidates[0]

@@ -1,0 +1,427 @@
+"""`agents topics tables models cron check config`: what an app is.
+
+Told by the running instance, else by importing the app here.
+"""
+
+import datetime
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from streamd.cli import output, target
+from streamd.cli.imported import figures_of, hello_of, import_app
+from streamd.cli.options import display_path, given
+from streamd.cli.root import Command
+from streamd.config import Settings, broker_kind
+from streamd.cron import Cron
+from streamd.errors import StreamdError, UsageError
+from streamd.wire import Hello, TimerInfo
+
+LOOPBACK = ("127.", "::1", "localhost", "unix:")
+LOW_DISK_BYTES = 1024**3
+
+
+def one_or_all(
+    rows: list[dict[str, Any]], name: str | None, what: str, names: tuple[str, ...] = ("name",)
+) -> list[dict[str, Any]]:
+    """The row that is meant, or all.
+
+    Raises:
+        UsageError: None is named so.
+    """
+    if name is None:
+        return rows
+    found = [row for row in rows if name in [row[key] for key in names]]
+    if not found:
+        raise UsageError(
+            f"no {what} is named {name!r}",
+            seen=[f"there is {row['name']}" for row in rows[:20]],
+        )
+    return found
+
+
+def show(
+    schema: str, rows: list[dict[str, Any]], shown: list[str], right: tuple[str, ...] = ()
+) -> None:
+    """Rows as columns, or all their fields as one JSON document."""
+    if given().json:
+        output.say_json({"schema": f"streamd.{schema}/1", schema: rows})
+        return
+    cells = [[_cell(row[key]) for key in shown] for row in rows]
+    indexes = [shown.index(key) for key in right]
+    output.say(output.columns(cells, shown, right=indexes) if rows else f"no {schema}")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or None
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return output.count(value)
+    return value or None
+
+
+def _argument() -> click.Argument:
+    return click.Argument(["name"], required=False, help="One of them.")
+
+
+def agents(name: str | None) -> None:
+    """List agents: topics, group, rate."""
+    hello, _ = target.wait(hello_of(given()))
+    figures = _rows_by_name("agents")
+    rows = [
+        {
+            "name": agent.name,
+            "label": agent.label,
+            "group": group.name,
+            "processes": group.processes,
+            "topics": agent.topics,
+            "concurrency": agent.concurrency,
+            "on_error": agent.on_error,
+            "rate": figures.get(agent.name, {}).get("rate"),
+            "behind": figures.get(agent.name, {}).get("behind"),
+            "help": agent.help,
+        }
+        for group in hello.groups
+        for agent in group.agents
+    ]
+    show(
+        "agents",
+        one_or_all(rows, name, "agent", ("name", "label")),
+        ["name", "group", "processes", "topics", "rate", "behind", "help"],
+        right=("processes", "rate", "behind"),
+    )
+
+
+def _rows_by_name(key: str) -> dict[str, dict[str, Any]]:
+    snapshot = target.wait(figures_of(given()))
+    rows: Any = snapshot.get(key) or []
+    return {row["name"]: row for row in rows}
+
+
+agents_command = Command("agents", callback=agents, help=agents.__doc__, params=[_argument()])
+
+
+def topics(name: str | None) -> None:
+    """List topics: partitions, types, retention."""
+    hello, _ = target.wait(hello_of(given()))
+    rows = [
+        {
+            "name": topic.name,
+            "partitions": topic.partitions,
+            "owned": topic.owned,
+            "retention_s": topic.retention_s,
+            "retention": None
+            if topic.retention_s is None
+            else output.duration(topic.retention_s),
+            "key": topic.key_type,
+            "value": topic.value_type,
+        }
+        for topic in hello.topics
+    ]
+    show(
+        "topics",
+        one_or_all(rows, name, "topic"),
+        ["name", "partitions", "key", "value", "retention", "owned"],
+        right=("partitions",),
+    )
+
+
+topics_command = Command("topics", callback=topics, help=topics.__doc__, params=[_argument()])
+
+
+def tables(name: str | None) -> None:
+    """List tables: group, keys, partitions."""
+    hello, _ = target.wait(hello_of(given()))
+    figures = _rows_by_name("tables")
+    rows = [
+        {
+            "name": table.name,
+            "group": table.group,
+            "keys": figures.get(table.name, {}).get("keys"),
+            "partitions": table.partitions,
+            "key": table.key_type,
+            "value": table.value_type,
+            "help": table.help,
+        }
+        for table in hello.tables
+    ]
+    show(
+        "tables",
+        one_or_all(rows, name, "table"),
+        ["name", "group", "keys", "partitions", "key", "value", "help"],
+        right=("keys", "partitions"),
+    )
+
+
+tables_command = Command("tables", callback=tables, help=tables.__doc__, params=[_argument()])
+
+
+def models(name: str | None) -> None:
+    """List record types and their fields."""
+    hello, _ = target.wait(hello_of(given()))
+    rows: list[dict[str, Any]] = [
+        {
+            "name": model.name,
+            "fields": [
+                {"name": field, "type": type, "default": default}
+                for field, type, default in model.fields
+            ],
+            "help": model.help,
+        }
+        for model in hello.models
+    ]
+    rows = one_or_all(rows, name, "model")
+    if given().json:
+        show("models", rows, [])
+        return
+    lines = [
+        [
+            row["name"] if index == 0 else "",
+            field["name"],
+            field["type"],
+            "required" if field["default"] is None else field["default"],
+        ]
+        for row in rows
+        for index, field in enumerate(row["fields"])
+    ]
+    output.say(
+        output.columns(lines, ["model", "field", "type", "default"]) if lines else "no models"
+    )
+
+
+models_command = Command("models", callback=models, help=models.__doc__, params=[_argument()])
+
+
+def cron(next: int) -> None:
+    """List tasks, timers and crontabs with their next runs."""
+    hello, _ = target.wait(hello_of(given()))
+    now = datetime.datetime.now(datetime.UTC)
+    rows = [
+        {
+            "name": timer.name,
+            "kind": timer.kind,
+            "group": timer.group,
+            "schedule": timer.schedule,
+            "zone": timer.zone,
+            "on_leader": timer.on_leader,
+            "next": [run.isoformat() for run in next_runs(timer, now, next)],
+        }
+        for timer in hello.timers
+    ]
+    if given().json:
+        output.say_json({"schema": "streamd.cron/1", "cron": rows})
+        return
+    lines = [
+        [row["name"], row["kind"], row["group"], row["schedule"], row["zone"] or None,
+         _runs_text(next_runs(timer, now, next), now)]
+        for row, timer in zip(rows, hello.timers, strict=True)
+    ]  # fmt: skip
+    headers = ["name", "kind", "group", "schedule", "zone", "next"]
+    output.say(output.columns(lines, headers) if lines else "no tasks, timers or crontabs")
+
+
+def next_runs(timer: TimerInfo, now: datetime.datetime, number: int) -> list[datetime.datetime]:
+    """The next runs of a cron job; those of timers hang on when their process started."""
+    runs: list[datetime.datetime] = []
+    if timer.kind != "crontab":
+        return runs
+    job = Cron(timer.schedule, timer.zone)
+    after: datetime.datetime | None = now
+    while after is not None and len(runs) < number:
+        after = job.next(after)
+        if after is not None:
+            runs.append(after)
+    return runs
+
+
+def _runs_text(runs: list[datetime.datetime], now: datetime.datetime) -> str | None:
+    if not runs:
+        return None
+    first, *others = runs
+    wait = output.duration((first - now).total_seconds())
+    return ", ".join(
+        [f"in {wait} ({first:%Y-%m-%d %H:%M %Z})", *(f"{run:%Y-%m-%d %H:%M}" for run in others)]
+    )
+
+
+cron_command = Command(
+    "cron",
+    callback=cron,
+    help=cron.__doc__,
+    params=[
+        click.Option(
+            ["--next"],
+            type=click.IntRange(1, 100),
+            default=3,
+            show_default=True,
+            metavar="N",
+            help="Runs to show for each.",
+        )
+    ],
+)
+
+
+def config(name: str | None, changed: bool) -> None:
+    """Show every setting, its value, and where it came from."""
+    hello, told = target.wait(hello_of(given()))
+    rows = [
+        {
+            "name": setting.name,
+            "value": setting.value,
+            "origin": setting.origin,
+            "help": Settings.table[setting.name].help if setting.name in Settings.table else "",
+        }
+        for setting in hello.settings_shown
+        if not changed or setting.origin != "default"
+    ]
+    if told:
+        output.note("as the running instance has them:")
+    show("config", one_or_all(rows, name, "setting"), ["name", "value", "origin"])
+
+
+config_command = Command(
+    "config",
+    callback=config,
+    help=config.__doc__,
+    params=[
+        _argument(),
+        click.Option(["--changed"], is_flag=True, help="Only what differs from the default."),
+    ],
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `check`."""
+
+    level: str  # "ok" | "warn" | "fail"
+    subject: str
+    text: str
+    remedy: str | None = None
+
+
+def check(strict: bool) -> int:
+    """Check app, settings, groups, broker and web.
+
+    Imports the app in this process; exits 1 when something fails.
+    """
+    findings = list(_check())
+    failed = sum(finding.level == "fail" for finding in findings)
+    warned = sum(finding.level == "warn" for finding in findings)
+    if given().json:
+        output.say_json(
+            {
+                "schema": "streamd.check/1",
+                "failed": failed,
+                "warnings": warned,
+                "findings": msgspec.to_builtins(findings),
+            }
+        )
+    else:
+        for finding in findings:
+            level = output.colored(f"{finding.level:<5}", finding.level)
+            output.say(f"{level} {finding.subject:<11} {finding.text}")
+            if finding.remedy and finding.level != "ok":
+                output.say(f"      {'':<11} Try: {finding.remedy}")
+        summary = [f"{failed} failed"] if failed else []
+        summary += [output.plural(warned, "warning")] if warned else []
+        output.say(", ".join(summary) or "All is well.")
+    return 1 if failed or (strict and warned) else 0
+
+
+def _check() -> Iterator[Finding]:
+    try:
+        app, origin = import_app(given())
+        hello = app.hello(origin, alone=False)
+    except UsageError:
+        raise
+    except StreamdError as error:
+        text = "\n".join([str(error), *(f"{'':<18}{line}" for line in error.seen)])
+        yield Finding("fail", "app", text, error.remedy)
+        return
+    yield _check_app(hello)
+    yield _check_settings(hello)
+    yield from _check_groups(hello)
+    yield from (Finding("warn", "app", warning) for warning in hello.warnings)
+    yield from (Finding("warn", "settings", text) for text in app.settings.warnings)
+    yield from _check_broker(hello.settings)
+    yield _check_web(hello.settings)
+
+
+def _check_app(hello: Hello) -> Finding:
+    agents = sum(len(group.agents) for group in hello.groups)
+    counts = [output.plural(agents, "agent"), output.plural(len(hello.tables), "table")]
+    for kind in ("task", "timer", "crontab"):
+        if number := sum(timer.kind == kind for timer in hello.timers):
+            counts.append(output.plural(number, kind))
+    if hello.routes:
+        counts.append(output.plural(len(hello.routes), "page"))
+    return Finding("ok", "app", f"{hello.origin}, id {hello.app_id}, {', '.join(counts)}")
+
+
+def _check_settings(hello: Hello) -> Finding:
+    changed = [each.name for each in hello.settings_shown if each.origin != "default"]
+    file = target.settings_file(given())
+    where = f"{display_path(file)}; " if file else ""
+    names = f" ({', '.join(changed)})" if changed else ""
+    return Finding("ok", "settings", f"{where}{len(changed)} changed from default{names}")
+
+
+def _check_groups(hello: Hello) -> Iterator[Finding]:
+    for group in hello.groups:
+        parts = [", ".join(agent.label for agent in group.agents)]
+        if group.tables:
+            parts.append(f"tables {', '.join(group.tables)}")
+        if group.processes > 1:
+            parts.append(output.plural(group.processes, "process"))
+        if group.why:
+            parts.append(group.why)
+        yield Finding("ok", "group", f"{group.name}: {'; '.join(filter(None, parts))}")
+
+
+def _check_broker(settings: dict[str, Any]) -> Iterator[Finding]:
+    broker = str(settings["broker"])
+    if broker_kind(broker) != "embedded":
+        yield Finding("ok", "broker", broker)
+        return
+    datadir = Path(settings["datadir"])
+    there = datadir
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    text = f"embedded, {display_path(datadir)}, {output.size(free)} free"
+    if free < LOW_DISK_BYTES:
+        yield Finding("warn", "broker", text, "free some space, or another --datadir")
+    else:
+        yield Finding("ok", "broker", text)
+
+
+def _check_web(settings: dict[str, Any]) -> Finding:
+    if not settings["web_enabled"]:
+        return Finding("ok", "web", "off")
+    bind, port = str(settings["web_bind"]), settings["web_port"]
+    address = bind if bind.startswith("unix:") else f"http://{bind}:{port}"
+    if not bind.startswith(LOOPBACK) and not settings.get("web_token"):
+        return Finding(
+            "warn",
+            "web",
+            f"{address} can be reached from outside, and there is no web_token: "
+            "the page is read-only and shows no values",
+            "STREAMD_WEB_TOKEN, or web_token_file in streamd.toml",
+        )
+    return Finding("ok", "web", address)
+
+
+check_command = Command(
+    "check",
+    callback=check,
+    help=check.__doc__,
+    params=[click.Option(["--strict"], is_flag=True, help="Warnings fail too (for CI).")],
+)

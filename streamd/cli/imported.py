@@ -1,0 +1,57 @@
+"""The app itself, imported into this process, for commands that need more than its instance."""
+
+import os
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from streamd.app import App
+from streamd.cli import target
+from streamd.cli.options import Given
+from streamd.errors import NotRunning, StreamdError
+from streamd.finder import find_app, reference_to
+from streamd.wire import Hello
+
+
+def name_of(app: App) -> str:
+    """What -A would have to say to mean this app."""
+    return reference_to(app)
+
+
+def import_app(given: Given) -> tuple[App, str]:
+    """The app that is meant, configured, and where it was found. Runs the user's module.
+
+    Raises:
+        UsageError: No app is named.
+        AppError: It cannot be imported or contradicts itself.
+        ConfigError: A setting has a value that cannot be used.
+    """
+    named = target.app_of(given)
+    if given.app_object is not None and named == name_of(given.app_object):
+        app, origin = given.app_object, named
+    else:
+        found, origin = find_app(named, Path.cwd())
+        app = cast(App, found)
+    app.configure(os.environ, target.settings_file(given), given.settings)
+    return app, origin
+
+
+async def hello_of(given: Given) -> tuple[Hello, bool]:
+    """What the app is, and whether the running instance said so; else it is imported."""
+    try:
+        folder = target.folder_of(given)
+        data = await target.ask(folder, "hello")
+    except NotRunning:
+        app, origin = import_app(given)
+        return app.hello(origin, alone=False), False
+    return msgspec.convert(data, Hello), True
+
+
+async def figures_of(given: Given) -> dict[str, object]:
+    """The running instance's snapshot, {} where it has none to give."""
+    try:
+        snapshot = await target.ask(target.folder_of(given), "status")
+    except StreamdError:
+        return {}
+    return cast(dict[str, object], snapshot)
