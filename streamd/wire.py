@@ -463,6 +463,15 @@ class Fetched(Message):
     records: list[FetchedRecord]
 
 
+class LogState(Message):
+    """Log → master, each second: how the log's file does."""
+
+    wal_bytes: int
+    size_bytes: int
+    holder_pid: int = 0  # has had the turn to write for `holder_s`, 0: nobody
+    holder_s: float = 0.0
+
+
 # The web process, over its link to the master.
 
 
@@ -501,7 +510,7 @@ ANY = (
     | Stats | Note | Draining | Failing | Owners | DumpTasks | PageRequest | PageReply | Moved
     | Unavailable | Lookup | LookupText | Found | Missing | RouteKey | RoutedKey | Scan
     | Scanned | Append | Appended | LogTopics | LogTopicsReply | Declare | Fetch | Fetched
-    | Site | Snapshot | Command | Document
+    | Site | Snapshot | Command | Document | LogState
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
