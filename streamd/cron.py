@@ -13,6 +13,7 @@ is always an argument.
 """
 
 import difflib
+import re
 import zoneinfo
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
@@ -39,6 +40,10 @@ _FIELDS = (
     ("second", "0-59"),
 )
 _DAY, _WEEKDAY, _SECOND = 2, 4, 5
+# The package takes a range that ends with 0 for one that ends with 7, also in "0-0", and also
+# in the day of month.
+_SUNDAY_ALONE = re.compile(r"\b(0|sun)-(?:0|sun)\b(?:/\d+)?")
+_UP_TO_ZERO = re.compile(r"\d-0+(?!\d)")
 _SOME_TIME = datetime(2001, 1, 1, tzinfo=UTC)
 _STEP = timedelta(days=7)
 
@@ -92,7 +97,10 @@ class Cron:
         return f"{self.expr} ({self.zone})"
 
     def next(self, after: datetime) -> datetime | None:
-        """The first time later than `after`, in the job's zone; None beyond 2099.
+        """The first time later than `after`, in UTC; None beyond 2099.
+
+        UTC since times of one zone are compared by their walls, which may come twice. For
+        people: `.astimezone(cron.tz)`.
 
         Raises:
             ValueError: `after` has no zone.
@@ -111,17 +119,17 @@ class Cron:
                 if self._fixed and self._is_second_pass(wall, instant):
                     after = instant
                     continue
-                return instant.astimezone(self.tz)
+                return instant
             changed = self._offset(change)
             if self._fixed and wall < change + changed:
-                return change.astimezone(self.tz)
+                return change
             # Search on by the new offset, from just before the change, which may be due itself.
             after, offset = change - timedelta(seconds=1), changed
 
     def missed(self, last: datetime, now: datetime) -> bool:
         """True if a time was due later than `last` and not later than `now`."""
         due = self.next(last)
-        return due is not None and due <= now
+        return due is not None and _seconds(due, now) <= 0
 
     # Wall clock times carry UTC as their zone: arithmetic on them knows no changes.
 
@@ -226,8 +234,7 @@ def _named_zone(name: str) -> tzinfo:
 
 
 def _seconds(due: datetime, now: datetime) -> float:
-    # In UTC: two times of one zone are compared by their walls, which repeat.
-    return (due.astimezone(UTC) - now.astimezone(UTC)).total_seconds()
+    return (due - now.astimezone(UTC)).total_seconds()
 
 
 def _split(expr: str) -> list[str]:
@@ -250,19 +257,22 @@ def _split(expr: str) -> list[str]:
             f"the cron text {expr!r} has {len(fields)} fields: five are expected (minute hour"
             " day-of-month month day-of-week), or six with the seconds last",
         )
+    fields[_WEEKDAY] = _SUNDAY_ALONE.sub(r"\1", fields[_WEEKDAY])
     return fields if len(fields) == 6 else [*fields, "0"]
 
 
 def _tab(expr: str, fields: list[str]) -> CronTab:
     try:
-        return CronTab(_as_crontab(fields))
+        return _tab_of(fields)
     except ValueError:
         raise _wrong_field(expr, fields) from None
 
 
-def _as_crontab(fields: list[str]) -> str:
+def _tab_of(fields: list[str]) -> CronTab:
+    if _UP_TO_ZERO.search(fields[_DAY]):
+        raise ValueError("there is no day 0")
     # The package takes seconds first and a year last.
-    return " ".join([fields[_SECOND], *fields[:_SECOND], "*"])
+    return CronTab(" ".join([fields[_SECOND], *fields[:_SECOND], "*"]))
 
 
 def _wrong_field(expr: str, fields: list[str]) -> ConfigError:
@@ -271,9 +281,9 @@ def _wrong_field(expr: str, fields: list[str]) -> ConfigError:
         alone = ["*"] * len(_FIELDS)
         alone[index] = fields[index]
         try:
-            CronTab(_as_crontab(alone))
+            _tab_of(alone)
         except ValueError as error:
-            reason = str(error)
+            reason = str(error).replace("isoweekday ", "")
             # What int() and unpacking say of "1/2/3" says nothing to people.
             detail = "" if "unpack" in reason or "literal" in reason else f": {reason}"
             return ConfigError(
