@@ -6,7 +6,7 @@ passed while the last call ran is skipped, never made up for. An exception of a 
 and counted, and the next moment is waited for. A call whose group was rolled back while it ran
 left nothing behind and is made again.
 
-`Every` and `next_sleep_s` only compute; `Schedule` takes its clocks and its sleep as arguments.
+`Every` only computes; `Schedule` takes its clocks and its sleep as arguments.
 """
 
 import asyncio
@@ -18,7 +18,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from datetime import UTC, datetime
+from typing import Any
+
+from streamd.cron import Cron, CronClock
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +37,6 @@ Scope = Callable[[str], AbstractAsyncContextManager[Any]]
 
 class RolledBack(Exception):
     """The group went back to its last checkpoint while the code of a scope ran."""
-
-
-class Moments(Protocol):
-    """When a cron job is due, by the wall clock; `streamd.cron.CronClock` is one."""
-
-    def next_after(self, now: float) -> float:
-        """The first moment after `now`, unix seconds."""
 
 
 class Every:
@@ -79,7 +75,7 @@ class Job:
     fun: Function
     scope: Scope
     interval_s: float = 0.0  # timer
-    moments: Moments | None = None  # crontab
+    cron: Cron | None = None  # crontab
 
 
 @dataclass
@@ -114,7 +110,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         self._running: dict[asyncio.Task[None], Job] = {}
-        self._in_call: set[str] = set()
+        self._in_call: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     def start(self, jobs: Iterable[Job]) -> None:
@@ -131,8 +127,8 @@ class Schedule:
     async def stop(self) -> None:
         """Start no call any more, cancel the tasks, wait for the calls that run."""
         self._stopping = True
-        for task, job in list(self._running.items()):
-            if job.kind == "task" or job.name not in self._in_call:
+        for task in list(self._running):
+            if task not in self._in_call:
                 task.cancel()
         if self._running:
             await asyncio.wait(list(self._running))
@@ -147,7 +143,8 @@ class Schedule:
     @property
     def busy_with(self) -> list[str]:
         """The timers and cron jobs that are being called."""
-        return sorted(self._in_call)
+        jobs = [self._running[task] for task in self._in_call]
+        return sorted(f"{job.kind} {job.name}" for job in jobs)
 
     @property
     def errors(self) -> int:
@@ -181,27 +178,37 @@ class Schedule:
             await self.clocks.sleep(delay_s)
 
     async def _run_calls(self, job: Job) -> None:
-        every = Every(job.interval_s, self.clocks.monotonic())
+        every = Every(job.interval_s, self.clocks.monotonic()) if job.cron is None else None
+        clock = CronClock(job.cron, self._now()) if job.cron is not None else None
+        task = asyncio.current_task()
+        assert task is not None
         while not self._stopping:
-            if job.moments is None:
+            if every is not None:
                 await self._sleep_until(every.next_after(self.clocks.monotonic()))
-            else:
-                await self._sleep_until_moment(job.moments)
-            self._in_call.add(job.name)
+            elif clock is not None and not await self._sleep_until_slot(clock):
+                return
+            self._in_call.add(task)
             try:
                 await self._call_once(job)
             finally:
-                self._in_call.discard(job.name)
+                self._in_call.discard(task)
 
     async def _sleep_until(self, due: float) -> None:
         # The loop's timer may be a hair early by our clock.
         while (left_s := due - self.clocks.monotonic()) > 0:
             await self.clocks.sleep(left_s)
 
-    async def _sleep_until_moment(self, moments: Moments) -> None:
-        due = moments.next_after(self.clocks.wall())
-        while (now := self.clocks.wall()) < due:
-            await self.clocks.sleep(min(due - now, MAX_SLEEP_S))
+    async def _sleep_until_slot(self, clock: CronClock) -> bool:
+        """False where no slot is to come any more."""
+        while not clock.take(now := self._now()):
+            due_in_s = clock.due_in(now)
+            if math.isinf(due_in_s):
+                return False
+            await self.clocks.sleep(min(due_in_s, MAX_SLEEP_S))
+        return True
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self.clocks.wall(), UTC)
 
     async def _call_once(self, job: Job) -> None:
         counters = self.counters[job.name]

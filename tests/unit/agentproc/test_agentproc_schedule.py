@@ -22,6 +22,7 @@ from streamd.agentproc.schedule import (
     backoff_s,
     takes_app,
 )
+from streamd.cron import Cron
 
 
 class FakeTime:
@@ -84,16 +85,6 @@ class Scopes:
                 raise RolledBack
         finally:
             self.open -= 1
-
-
-class Grid:
-    """Due each `step_s` of the wall clock."""
-
-    def __init__(self, step_s: float) -> None:
-        self.step_s = step_s
-
-    def next_after(self, now: float) -> float:
-        return (now // self.step_s + 1) * self.step_s
 
 
 def run(scenario: Callable[[FakeTime, Schedule], Awaitable[None]], app: Any = None) -> Schedule:
@@ -254,7 +245,7 @@ def test_cron_job_is_called_at_the_moments_of_the_wall_clock() -> None:
     async def scenario(time: FakeTime, schedule: Schedule) -> None:
         job = Job(
             "cron", "crontab", lambda: at.append(time.now + time.wall_offset), Scopes(),
-            moments=Grid(60.0),
+            cron=Cron("* * * * *"),
         )  # fmt: skip
         schedule.start([job])
         await time.advance(150.0)
@@ -271,7 +262,7 @@ def test_cron_job_notices_within_a_second_that_the_wall_clock_was_set_forward() 
     async def scenario(time: FakeTime, schedule: Schedule) -> None:
         time.wall_offset = -time.now
         job = Job(
-            "cron", "crontab", lambda: at.append(time.now), Scopes(), moments=Grid(3600.0)
+            "cron", "crontab", lambda: at.append(time.now), Scopes(), cron=Cron("0 * * * *")
         )
         schedule.start([job])
         await time.advance(10.0)
@@ -313,7 +304,7 @@ def test_stop_ends_tasks_and_sleeping_timers_and_waits_for_the_call_that_runs() 
             ]
         )
         await time.advance(12.0)
-        assert schedule.busy_with == ["tick"]
+        assert schedule.busy_with == ["timer tick"]
         stopping = asyncio.create_task(schedule.stop())
         await settle()
         assert not stopping.done()

@@ -1,0 +1,329 @@
+"""One agent process: from the fork to its exit code.
+
+It runs an engine for each group of its plan, the jobs of those groups by the clock, answers on
+its socket, and tells the master how it is. It ends by exactly one of: all engines stopped after
+TERM (0), QUIT (3), the master gone (70), an engine that cannot go on (that error's code), a bug
+(1). There is no other clean-up than the engines': what is in no checkpoint is done again.
+"""
+
+import asyncio
+import faulthandler
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import uvloop
+
+from streamd.agentproc.beats import Beats, Stage
+from streamd.agentproc.broker import Broker
+from streamd.agentproc.broker.embedded import EmbeddedBroker
+from streamd.agentproc.broker.memory import MemoryBroker
+from streamd.agentproc.engine import Engine
+from streamd.agentproc.lookup import RemoteTables
+from streamd.agentproc.reads import CommittedTables, ReadServer
+from streamd.agentproc.routing import place_of
+from streamd.agentproc.schedule import Job, Schedule
+from streamd.agentproc.stacks import write_task_stacks
+from streamd.agentproc.views import Answers
+from streamd.app import App
+from streamd.config import broker_kind
+from streamd.errors import ConfigError, StreamdError, WireError
+from streamd.link import Answer, Link, adopt, serve
+from streamd.log import setup_child_logging
+from streamd.wire import (
+    Draining,
+    DumpTasks,
+    Failing,
+    Message,
+    Owners,
+    Owns,
+    Plan,
+    Ready,
+    Stats,
+)
+
+log = logging.getLogger(__name__)
+
+STATS_S = 1.0
+COLD_S = 0.3
+GOODBYE_S = 0.2
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_COLD = 3
+EXIT_MASTER_GONE = 70
+
+
+class Ends(NamedTuple):
+    """The descriptors that came with the fork, besides the log pipe."""
+
+    link: int
+    page: int
+    dump: int
+
+
+def run(plan: Plan, app: App, ends: Ends) -> int:
+    """Run what `plan` says until told to stop; the exit code.
+
+    Signals are blocked when this is called and let in once their handlers stand. The caller
+    ends the process by `os._exit`: threads and tasks of the user's may still run then.
+    """
+    setup_child_logging(app.settings.loglevel)
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    # Never closed: that would wait for threads that the user's code started.
+    return loop.run_until_complete(Process(plan, app, ends).run())
+
+
+class Process:
+    """What runs in one agent process."""
+
+    def __init__(self, plan: Plan, app: App, ends: Ends) -> None:
+        self._plan = plan
+        self._app = app
+        self._ends = ends
+        self._beats = Beats(ends.page)
+        self._link: Link | None = None
+        self._engines: dict[str, Engine] = {}  # by group
+        self._generations: dict[str, int | None] = {plan.group: None for plan in plan.groups}
+        self._runs: list[asyncio.Task[None]] = []  # of the engines
+        self._schedule = Schedule(app)
+        self._remote: RemoteTables | None = None
+        self._end: asyncio.Future[int] = asyncio.get_event_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def run(self) -> int:
+        """Run until something ends it; the exit code."""
+        self._take_signals()
+        self._beats.start()
+        master = socket.socket(fileno=self._ends.link)
+        self._link = await adopt(
+            master, "the master", self._take_order, on_lost=self._master_is_gone
+        )
+        self._spawn(self._start(), "start")
+        code = await self._end
+        await self._say_goodbye()
+        return code
+
+    # What the master says.
+
+    def _take_signals(self) -> None:
+        loop, dump = asyncio.get_running_loop(), self._ends.dump
+        # The master cuts the file between two dumps: each write belongs at its end.
+        fcntl.fcntl(dump, fcntl.F_SETFL, fcntl.fcntl(dump, fcntl.F_GETFL) | os.O_APPEND)
+        # The loop's handler first: registered second, it would replace faulthandler's, and
+        # a process that is stuck would show nothing.
+        loop.add_signal_handler(signal.SIGUSR1, write_task_stacks, dump, loop)
+        faulthandler.register(signal.SIGUSR1, file=dump, all_threads=True, chain=True)
+        faulthandler.enable(file=dump, all_threads=True)
+        loop.add_signal_handler(signal.SIGTERM, self._stop_warm)
+        loop.add_signal_handler(signal.SIGQUIT, self._stop_cold)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    async def _take_order(self, link: Link, message: Message) -> Answer:
+        match message:
+            case Owners():
+                if self._remote is not None:
+                    self._remote.know(message)
+            case DumpTasks():
+                write_task_stacks(self._ends.dump, asyncio.get_running_loop())
+            case _:
+                raise WireError(f"the master sent a {type(message).__name__}")
+        return None
+
+    def _master_is_gone(self, link: Link) -> None:
+        if not self._end.done():
+            # At once: a successor's processes may claim the partitions any moment.
+            os._exit(EXIT_MASTER_GONE)
+
+    # Starting.
+
+    async def _start(self) -> None:
+        plan, app = self._plan, self._app
+        broker = make_broker(app, plan)
+        for group in plan.groups:
+            self._engines[group.group] = Engine(app, group, broker, self._beats)
+        self._remote = self._look_elsewhere()
+        tables = CommittedTables(app, self._generations)
+        answers = Answers(app, self._engines, self._generations, tables)
+        await serve(plan.address, plan.process, answers.take)
+        ReadServer(plan.address, tables.answer).start()
+        self._beats.enter(Stage.RECOVERING)
+        for engine in self._engines.values():
+            name = f"engine {engine.group}"
+            self._runs.append(self._spawn(self._run_engine(engine), name))
+        self._spawn(self._announce(), "announce")
+        self._spawn(self._report(), "report")
+
+    def _look_elsewhere(self) -> RemoteTables:
+        """Let the tables of groups that do not run here ask their owners."""
+        app = self._app
+        remote = RemoteTables(
+            self._plan.runtime_dir,
+            {group.name: group.processes for group in app.groups},
+            {table.name: table.group for table in app.tables.values()},
+        )
+        for table in app.tables.values():
+            if table.group not in self._engines:
+                table.look_elsewhere(remote, place_of(app, table))
+        return remote
+
+    async def _run_engine(self, engine: Engine) -> None:
+        await engine.run()
+        if not self._stopping:
+            raise RuntimeError(f"the engine of {engine.group} ended though nobody stopped it")
+
+    async def _announce(self) -> None:
+        for engine in self._engines.values():
+            await engine.ready.wait()
+            if not self._stopping:
+                self._schedule.start(self._jobs(engine))
+        if not self._stopping:
+            self._beats.enter(Stage.RUNNING)
+            self._tell(Ready([plan.group for plan in self._plan.groups]))
+
+    def _jobs(self, engine: Engine) -> list[Job]:
+        """What runs by the clock in the group of `engine`, here."""
+        return [
+            Job(
+                timer.name, timer.kind, timer.fun, engine.scope,
+                interval_s=timer.interval_s, cron=timer.cron,
+            )
+            for timer in self._app.timers
+            if timer.group == engine.group and (self._plan.leader or not timer.on_leader)
+        ]  # fmt: skip
+
+    # Running.
+
+    def _owns(self, owns: Owns) -> None:
+        """An engine has other partitions than before."""
+        self._generations[owns.group] = None if owns.recovering else owns.generation
+        self._tell(owns)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(STATS_S)
+            stats = self._stats()
+            self._tell(stats)
+            if self._stopping:
+                self._tell(Draining([*stats.busy_with, *self._schedule.busy_with]))
+
+    def _stats(self) -> Stats:
+        parts = [engine.statistics() for engine in self._engines.values()]
+        total = merged(parts)
+        return msgspec.structs.replace(total, errors=total.errors + self._schedule.errors)
+
+    def _tell(self, message: Message) -> None:
+        if self._link is not None:
+            self._link.send(message)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run `work` as a task; whatever it raises ends the process."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, StreamdError):
+            self._tell(Failing(str(error), error.seen, error.remedy, error.exit_code))
+            self._finish(error.exit_code)
+        else:
+            log.error("%s failed", task.get_name(), exc_info=error)
+            self._finish(EXIT_FAILED)
+
+    # Ending.
+
+    def _stop_warm(self) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        self._beats.enter(Stage.DRAINING)
+        self._spawn(self._drain(), "drain")
+
+    async def _drain(self) -> None:
+        await self._schedule.stop()
+        for engine in self._engines.values():
+            engine.stop()
+        if self._runs:
+            await asyncio.wait(self._runs)
+        self._finish(EXIT_DONE)
+
+    def _stop_cold(self) -> None:
+        self._stopping = True
+        self._spawn(self._abort(), "abort")
+
+    async def _abort(self) -> None:
+        engines = self._engines.values()
+        try:
+            async with asyncio.timeout(COLD_S):
+                await self._schedule.abort()
+                await asyncio.gather(*(engine.abort() for engine in engines))
+        except TimeoutError:
+            log.warning("did not end in %.1f s; it is left as it is", COLD_S)
+        self._finish(EXIT_COLD)
+
+    def _finish(self, code: int) -> None:
+        # The first cause counts.
+        if not self._end.done():
+            self._end.set_result(code)
+
+    async def _say_goodbye(self) -> None:
+        """Let the master have what was sent to it, if it takes it."""
+        assert self._link is not None
+        self._tell(self._stats())
+        self._link.close()
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                await self._link.closed.wait()
+        except TimeoutError:
+            log.warning("the master did not read the last words of %s", self._plan.process)
+
+
+def make_broker(app: App, plan: Plan) -> Broker:
+    """The broker that the settings name; nothing is opened yet.
+
+    Raises:
+        ConfigError: There is no such broker in this version.
+    """
+    settings = app.settings
+    match kind := broker_kind(settings.broker):
+        case "embedded":
+            return EmbeddedBroker(
+                Path(plan.datadir), Path(plan.runtime_dir), settings.topic_partitions
+            )
+        case "memory":
+            return MemoryBroker()
+        case _:
+            raise ConfigError(
+                f"the broker is {settings.broker!r}, and this version has none for {kind}",
+                remedy='broker="embedded://"',
+            )
+
+
+def merged(parts: Sequence[Stats]) -> Stats:
+    """The counters of several groups as those of one process."""
+    count = sum(part.checkpoints for part in parts)
+    spent_ms = sum(part.checkpoint_ms * part.checkpoints for part in parts)
+    return Stats(
+        events={name: n for part in parts for name, n in part.events.items()},
+        lag={name: n for part in parts for name, n in part.lag.items()},
+        tables={name: n for part in parts for name, n in part.tables.items()},
+        checkpoints=count,
+        checkpoint_ms=spent_ms / count if count else 0.0,
+        errors=sum(part.errors for part in parts),
+        retries=sum(part.retries for part in parts),
+        dead_letters=sum(part.dead_letters for part in parts),
+        sent=sum(part.sent for part in parts),
+        busy_with=[line for part in parts for line in part.busy_with],
+    )

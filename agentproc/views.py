@@ -1,0 +1,58 @@
+"""Requests to an agent process: pages on its loop, questions about tables.
+
+A page runs between two events, in the scope of its group, so it reads what was written up to
+now; what it writes is made durable before it is answered. A request for a key that another
+process has gets `Moved`, one that comes too early `Unavailable`: the gateway asks again.
+"""
+
+from collections.abc import Mapping
+
+from streamd import web
+from streamd.agentproc.engine import Engine
+from streamd.agentproc.reads import RETRY_AFTER_S, CommittedTables
+from streamd.agentproc.schedule import RolledBack
+from streamd.app import App, Page
+from streamd.link import Answer, Link
+from streamd.wire import Message, Moved, PageRequest, Unavailable
+
+
+class Answers:
+    """The handler of the process's socket."""
+
+    def __init__(
+        self,
+        app: App,
+        engines: Mapping[str, Engine],
+        generations: Mapping[str, int | None],
+        tables: CommittedTables,
+    ) -> None:
+        self._app = app
+        self._engines = engines  # by group
+        self._generations = generations  # by group; None while it recovers
+        self._tables = tables
+
+    async def take(self, link: Link, message: Message) -> Answer:
+        """Answer a page's request or a question about a table."""
+        if isinstance(message, PageRequest):
+            return await self._page(message)
+        return self._tables.answer(message)
+
+    async def _page(self, request: PageRequest) -> Message:
+        page = self._app.pages[request.route]
+        engine = self._engines.get(page.group)
+        if engine is None:
+            return Moved(0)
+        generation = self._generations[page.group]
+        if generation is None:
+            return Unavailable("recovering", RETRY_AFTER_S)
+        if request.partition >= 0 and not self._holds(page, request.partition):
+            return Moved(generation)
+        try:
+            async with engine.scope(f"page {page.path}"):
+                reply = await web.answer(page.view, self._app, request)
+        except RolledBack:
+            return Unavailable("what the page wrote was taken back", RETRY_AFTER_S)
+        return reply
+
+    def _holds(self, page: Page, partition: int) -> bool:
+        return page.table is None or partition in page.table.held_partitions()

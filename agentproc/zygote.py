@@ -1,0 +1,314 @@
+"""The zygote: imports the app once, says what it is, and forks the processes that run it.
+
+    python -m streamd.agentproc.zygote LINK_FD
+
+It has one thread and one blocking socket, so that a fork copies a quiet process: no lock is
+held, no loop is shared, and the memory of the import is shared by all that it forks.
+
+A fork is a double fork. The middle process forks the child, tells the master its pid and ends,
+so the master, a subreaper, adopts the child and owns its exit status. The child does nothing
+before the master is its parent: a PDEATHSIG set earlier would fire when the middle one ends.
+"""
+
+import ctypes
+import errno
+import faulthandler
+import gc
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import msgspec
+
+from streamd.agentproc import process
+from streamd.app import App
+from streamd.config import bootstrap
+from streamd.errors import StreamdError
+from streamd.finder import find_app
+from streamd.log import setup_child_logging, user_traceback
+from streamd.partition import fast_partition_for
+from streamd.wire import (
+    Fork,
+    Forked,
+    ForkFailed,
+    FrameReader,
+    Hello,
+    Import,
+    ImportFailed,
+    Message,
+    Plan,
+    encode_frame,
+)
+
+log = logging.getLogger(__name__)
+
+EXIT_CONFIG = 78
+FORK_DESCRIPTORS = 4
+ADOPTION_S = 5.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+
+
+class Zygote:
+    """The serving end of the link to the master."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._master = os.getppid()
+        self._reader = FrameReader()
+        self._frames: deque[tuple[int, Message]] = deque()
+        self._descriptors: deque[int] = deque()  # received, not yet claimed by a Fork
+
+    def run(self) -> int:
+        """Import, then fork on request until the master closes the link; the exit code."""
+        if (frame := self._receive()) is None:
+            return 0
+        id, order = frame
+        if not isinstance(order, Import):
+            raise SystemExit(f"the first frame was {type(order).__name__}, expected Import")
+        try:
+            app, hello = import_app(order)
+        except BaseException as error:
+            # Whatever it is: the master waits for an answer.
+            failed = describe_failure(order.app, error)
+            self._send(-id, failed)
+            return failed.exit_code
+        gc.collect()
+        gc.freeze()
+        self._send(-id, hello)
+        while (frame := self._receive()) is not None:
+            id, order = frame
+            if isinstance(order, Fork):
+                self._fork(id, order, app)
+            else:
+                log.warning("a %s came to the zygote, which only forks", type(order).__name__)
+        return 0
+
+    def _fork(self, id: int, order: Fork, app: App) -> None:
+        ends = [self._descriptors.popleft() for _ in range(FORK_DESCRIPTORS)]
+        # Nothing may arrive at the child before its handlers stand: it would act on the
+        # zygote's, or be lost. The process unblocks them itself.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            middle = os.fork()
+            if middle == 0:
+                self._fork_again(id, order, app, ends)
+            os.waitpid(middle, 0)
+        except OSError as error:
+            self._send(-id, ForkFailed(order.id, fork_error(error)))
+        finally:
+            for end in ends:
+                os.close(end)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def _fork_again(self, id: int, order: Fork, app: App, ends: list[int]) -> NoReturn:
+        """In the middle process: fork the child, tell the master, end."""
+        code = 0
+        try:
+            middle = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                self._become(order.plan, app, ends, middle)
+            # Told before the end of this process, which is when the master becomes the
+            # parent: it knows every child before it can see its exit.
+            self._send(-id, Forked(order.id, pid))
+        except OSError as error:
+            self._send(-id, ForkFailed(order.id, fork_error(error)))
+        except BaseException:
+            traceback.print_exc()
+            code = 70
+        finally:
+            os._exit(code)
+
+    def _become(self, plan: Plan, app: App, ends: list[int], middle: int) -> NoReturn:
+        """In the child: let go of the zygote's things and run the plan."""
+        code = 70
+        try:
+            link, log_pipe, page, dump = ends
+            os.dup2(log_pipe, 1)
+            os.dup2(log_pipe, 2)
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            for other in (log_pipe, null, *self._descriptors):
+                os.close(other)
+            self._link.close()
+            if wait_adopted(middle, self._master):
+                reset_process(plan.process)
+                code = process.run(plan, app, process.Ends(link, page, dump))
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            # Never by sys.exit: exit handlers of what was imported belong to the zygote.
+            flush_output()
+            os._exit(code)
+
+    def _receive(self) -> tuple[int, Message] | None:
+        """The next frame, or None when the master closed the link.
+
+        Descriptors arrive with or before the last byte of their frame, in order.
+        """
+        while not self._frames:
+            data, descriptors, _, _ = socket.recv_fds(
+                self._link, 65536, 4 * FORK_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+            if not data:
+                return None
+            self._descriptors += descriptors
+            self._frames += self._reader.feed(data)
+        return self._frames.popleft()
+
+    def _send(self, id: int, message: Message) -> None:
+        self._link.sendall(encode_frame(id, message))
+
+
+def import_app(order: Import) -> tuple[App, Hello]:
+    """Import the app and resolve its settings; what it is.
+
+    Raises:
+        StreamdError: It cannot be imported, or contradicts itself.
+    """
+    file = None if order.config_file is None else Path(order.config_file)
+    setup_child_logging(bootstrap(os.environ, file, order.options).loglevel)
+    found, origin = find_app(order.app, Path.cwd())
+    app = cast(App, found)
+    app.configure(os.environ, file, order.options)
+    hello = app.hello(origin, order.alone)
+    # Here, so that the time and the memory of importing Kafka's client are spent once.
+    fast_partition_for()
+    threads = thread_names()
+    if len(threads) > 1:
+        warning = (
+            f"importing the app started {len(threads) - 1} threads "
+            f"({', '.join(threads[1:])}), which the forked processes do not have: "
+            "start them in a task"
+        )
+        hello = msgspec.structs.replace(hello, warnings=[*hello.warnings, warning])
+    return app, hello
+
+
+def describe_failure(app: str, error: BaseException) -> ImportFailed:
+    """What to tell about an app that could not be imported."""
+    if isinstance(error, StreamdError):
+        return ImportFailed(str(error), error.seen, error.remedy, "", error.exit_code)
+    what = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return ImportFailed(
+        f"cannot import app {app!r}: {what}", [], None, user_traceback(error), EXIT_CONFIG
+    )
+
+
+def wait_adopted(middle: int, master: int) -> bool:
+    """Wait until the middle process has ended; False unless the master is the parent then.
+
+    Takes as long as the middle process needs to end, at most `ADOPTION_S`.
+    """
+    deadline = time.monotonic() + ADOPTION_S
+    while os.getppid() == middle and time.monotonic() < deadline:
+        time.sleep(0.0002)
+    os.setsid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Asked after the prctl: a master that died before it sends no signal any more.
+    return os.getppid() == master
+
+
+def reset_process(name: str) -> None:
+    """Undo what a process inherits from the one that imported the app."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) is not None:
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.unregister(signal.SIGUSR1)
+    faulthandler.disable()
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    set_title(name)
+
+
+def set_title(name: str) -> None:
+    """Show `name` in `ps`: the command, and with setproctitle the whole line."""
+    _prctl(_PR_SET_NAME, ctypes.c_char_p(os.fsencode(name)[:15]))
+    if _setproctitle is not None:
+        _setproctitle(f"streamd: {name}")
+
+
+def flush_output() -> None:
+    """Write what prints left in the buffers, if anybody still reads it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            # Reader gone, or closed by the user's code: there is nobody to tell.
+            continue
+
+
+def thread_names() -> list[str]:
+    """The threads of this process, the main one first; by Python's name where it has one."""
+    named = {thread.native_id: thread.name for thread in threading.enumerate()}
+    ids = sorted(int(entry.name) for entry in Path("/proc/self/task").iterdir())
+    return [
+        named.get(id) or Path(f"/proc/self/task/{id}/comm").read_text().strip() for id in ids
+    ]
+
+
+def fork_error(error: OSError) -> str:
+    """The reason of a failed fork, for people."""
+    name = errno.errorcode.get(error.errno or 0, "?")
+    return f"fork failed: {error.strerror} ({name})"
+
+
+def _prctl(option: int, value: Any) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _load_setproctitle() -> Any:
+    # Without this variable the title overwrites /proc/PID/environ, by which the processes of
+    # a dead master are found.
+    os.environ["SPT_NOENV"] = "1"
+    try:
+        import setproctitle  # noqa: PLC0415
+    except ImportError:
+        return None
+    return setproctitle.setproctitle
+
+
+_setproctitle = _load_setproctitle()
+
+
+def main() -> NoReturn:
+    """Run the zygote on the descriptor that the first argument names."""
+    link = socket.socket(fileno=int(sys.argv[1]))
+    link.setblocking(True)
+    link.set_inheritable(False)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Prints of the import are read line by line from the other end of the pipe.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
+    set_title("zygote")
+    code = Zygote(link).run()
+    flush_output()
+    # Threads that the import started would keep the interpreter from ending.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
