@@ -717,4 +717,6 @@ def _shown(value: Any) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return str(error) or error.__class__.__name__
+    # Python's own errors quote what they were given, whole.
+    text = str(error) or error.__class__.__name__
+    return text if len(text) <= 2 * _SHOWN_CHARS else f"{text[: 2 * _SHOWN_CHARS]}…"

@@ -85,7 +85,9 @@ class _CheckedMeta(_RecordMeta):
     """The same for Records whose constructor checks or coerces."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return _checked(super().__call__(*args, **kwargs))
+        record = super().__call__(*args, **kwargs)
+        # A child may have turned off what its parent asked for.
+        return _checked(record) if cls.__validation__ or cls.__coerce__ else record
 
 
 class Record(msgspec.Struct, metaclass=_RecordMeta, order=True):
