@@ -59,7 +59,7 @@ class Agent:
             )
         if on_error is not None and on_error not in ON_ERROR:
             raise AppError(
-                f"agent {name!r} has on_error={on_error!r}: expected one of {', '.join(ON_ERROR)}"
+                f"agent {name!r} has on_error={on_error!r}: expected {', '.join(ON_ERROR)}"
             )
         self.app = app
         self.fun = fun

@@ -80,7 +80,9 @@ class App:
 
     def __init__(self, id: str, **settings: Any) -> None:
         if not id or any(character in id for character in "/\\\0 \t\n:#"):
-            raise AppError(f"the app id {id!r} cannot name topics: letters, digits, '-', '_', '.'")
+            raise AppError(
+                f"the app id {id!r} cannot name topics: letters, digits, '-', '_', '.'"
+            )
         self.given_id = id
         self.keywords: dict[str, Any] = settings
         self.agents: dict[str, Agent] = {}  # by full name, in order of definition
@@ -249,7 +251,9 @@ class App:
     ) -> Table:
         """Declare a table; see `streamd.tables.Table`."""
         if name in self.tables:
-            raise AppError(f"two tables are named {name!r}: every table needs a name of its own")
+            raise AppError(
+                f"two tables are named {name!r}: every table needs a name of its own"
+            )
         self._note_unused("Table", unused)
         table = Table(
             self, name, default=default, partitions=partitions, help=help,
@@ -260,14 +264,21 @@ class App:
         self.tables[name] = table
         return table
 
-    def task(self, fun: Function | None = None, *, on_leader: bool = False, **unused: Any) -> Any:
+    def task(
+        self, fun: Function | None = None, *, on_leader: bool = False, **unused: Any
+    ) -> Any:
         """Run a function once, as soon as the app is fully operational."""
         if fun is None:
             return lambda fun: self._add_timer("task", fun, on_leader=on_leader)
         return self._add_timer("task", fun, on_leader=on_leader)
 
     def timer(
-        self, interval: float, on_leader: bool = False, *, name: str | None = None, **unused: Any
+        self,
+        interval: float,
+        on_leader: bool = False,
+        *,
+        name: str | None = None,
+        **unused: Any,
     ) -> Callable[[Function], Function]:
         """Run a function every `interval` seconds; the first time after one interval."""
         seconds = interval.total_seconds() if hasattr(interval, "total_seconds") else interval
@@ -298,7 +309,12 @@ class App:
         return lambda fun: self._add_timer("crontab", fun, on_leader=on_leader, cron=cron)
 
     def page(
-        self, path: str, *, name: str | None = None, base: type[web.View] = web.View, **unused: Any
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        base: type[web.View] = web.View,
+        **unused: Any,
     ) -> Callable[[Any], Any]:
         """Serve an async function or a View class under a path; `{x}` parts are match_info."""
         if not path.startswith("/"):
@@ -338,7 +354,9 @@ class App:
         """
         query_param = query_param or shard_param
         if (match_info is None) == (query_param is None):
-            raise AppError("app.table_route() takes match_info= or query_param=, one of the two")
+            raise AppError(
+                "app.table_route() takes match_info= or query_param=, one of the two"
+            )
 
         def decorate(fun: Function) -> Function:
             fun.__streamd_route__ = TableRoute(table, match_info, query_param)  # type: ignore[attr-defined]
@@ -421,7 +439,10 @@ class App:
         for agent in self.agents.values():
             if agent.channel.owned and agent.channel.name == agent.name:
                 agent.channel.name = f"{self.id}-{agent.name}"
-        for topic in [*self.topics.values(), *(agent.channel for agent in self.agents.values())]:
+        for topic in [
+            *self.topics.values(),
+            *(agent.channel for agent in self.agents.values()),
+        ]:
             topic.use_serializers(self.settings.key_serializer, self.settings.value_serializer)
         uses = {name: uses_of(agent.fun, self.package) for name, agent in self.agents.items()}
         pages = [(page, uses_of(page.target, self.package)) for page in self.pages]
@@ -490,7 +511,9 @@ class App:
                 for page in self.pages
             ],
             models=[
-                wire.ModelInfo(model.__name__, records.describe(model), inspect.getdoc(model) or "")
+                wire.ModelInfo(
+                    model.__name__, records.describe(model), inspect.getdoc(model) or ""
+                )
                 for model in self._models()
             ],
             settings=self.settings.plain(),
@@ -499,7 +522,7 @@ class App:
         )
 
     def route_topic(self, table: Table) -> Topic | None:
-        """The topic whose keys decide where a key of `table` lives; None: no agent writes it."""
+        """The topic whose keys decide where a key of `table` lives; None: it has no agent."""
         for group in self.groups:
             if table in group.tables and group.agents:
                 return group.agents[0].channel
@@ -606,13 +629,15 @@ class App:
 
     def _note_unused(self, what: str, unused: Mapping[str, Any]) -> None:
         for name in unused:
-            self.warnings.append(f"{what}({name}=…) is taken for Faust's sake and has no effect")
+            self.warnings.append(
+                f"{what}({name}=…) is taken for Faust's sake and has no effect"
+            )
 
     def _refuse_reserved(self) -> None:
         for group in self.groups:
             if group.name in RESERVED:
                 raise AppError(
-                    f"a group cannot be named {group.name!r}: that is a process of streamd's own",
+                    f"a group cannot be named {group.name!r}: a process of streamd is",
                     remedy="rename the agent's function, or give it group= ",
                 )
 
@@ -629,7 +654,9 @@ class App:
 
     def _place_partitions(self) -> None:
         for group in self.groups:
-            counts = {agent.channel.name: agent.channel.partition_count for agent in group.agents}
+            counts = {
+                agent.channel.name: agent.channel.partition_count for agent in group.agents
+            }
             if group.tables and len(set(counts.values())) > 1:
                 raise AppError(
                     f"group {group.name!r} has tables and reads topics of different partition "

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 from streamd.errors import NotPermitted, StreamdError, TimedOut, WireError
 from streamd.wire import (
@@ -124,8 +125,8 @@ class Link(asyncio.Protocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -235,16 +236,16 @@ class _Accepted(Link):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        assert isinstance(transport, asyncio.Transport)
-        peer = transport.get_extra_info("socket")
+        connection = cast(asyncio.Transport, transport)
+        peer = connection.get_extra_info("socket")
         _, uid, _ = struct.unpack(
             "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         )
         if self._allowed_uids is not None and uid not in self._allowed_uids:
             log.warning("%s: a connection of uid %d was refused", self.name, uid)
-            transport.abort()
+            connection.abort()
         elif self._on_connect is not None and not self._on_connect(self):
-            transport.abort()
+            connection.abort()
 
 
 async def connect(address: str | Path, name: str, handler: Handler = refuse_everything) -> Link:

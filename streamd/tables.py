@@ -330,7 +330,9 @@ class Table(dict[Any, Any]):
         for part in parts:
             value = part.base.get(key, ABSENT)
             if value is not ABSENT:
-                return value.data if isinstance(value, Stored) else self.value_codec.encode(value)
+                return (
+                    value.data if isinstance(value, Stored) else self.value_codec.encode(value)
+                )
         return None
 
     def held_keys(self) -> int:
@@ -353,7 +355,10 @@ class Table(dict[Any, Any]):
         """Every committed (key, value bytes) held here; safe to call from any thread."""
         for part in list(self._parts.values()):
             for key, value in part.base.copy().items():
-                yield key, value.data if isinstance(value, Stored) else self.value_codec.encode(value)
+                yield (
+                    key,
+                    value.data if isinstance(value, Stored) else self.value_codec.encode(value),
+                )
 
     def _live(self, value: Any, key: Any) -> Any:
         """What user code gets for a value as it is kept."""
@@ -407,7 +412,7 @@ class Spread:
             raise TableError(
                 f"key {key!r} of table {self._table.name!r} is in partition {partition}, "
                 "which another process holds",
-                remedy="give the page `@app.table_route`, or send the change to the table's agent",
+                remedy="give the page `@app.table_route`, or send the change to an agent",
             ) from None
 
 
@@ -519,7 +524,7 @@ class Foreign(Table):
 
     def __iter__(self) -> Iterator[Any]:
         raise TableError(
-            f"table {self.name!r} belongs to group {self.group!r}: its keys cannot be listed here",
+            f"the keys of table {self.name!r} of group {self.group!r} cannot be listed here",
             remedy=f"list them in code of that group, or `streamd table {self.name}`",
         )
 

@@ -4,7 +4,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from streamd.codecs import Codec, codec_for
-from streamd.context import Callback, Placed, Record, RecordMetadata, Sent, current_scope, no_scope
+from streamd.context import (
+    Callback,
+    Placed,
+    Record,
+    RecordMetadata,
+    Sent,
+    current_scope,
+    no_scope,
+)
 from streamd.partition import fast_partition_for
 
 HeadersArgument = Mapping[str, bytes | str] | list[tuple[str, bytes | str]] | None
@@ -126,7 +134,9 @@ class Topic:
         if headers:
             lane.headers[len(lane.keys) - 1] = header_list(headers)
         if callback is not None:
-            scope.when_durable(callback, RecordMetadata(self.name, place, None, timestamp or 0.0))
+            scope.when_durable(
+                callback, RecordMetadata(self.name, place, None, timestamp or 0.0)
+            )
         if scope.may_wait:
             await scope.wait_room()
         return scope.buffered(self.name, place)  # type: ignore[no-any-return]
@@ -246,5 +256,6 @@ def header_list(headers: HeadersArgument) -> list[tuple[str, bytes]]:
         return []
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     return [
-        (name, value.encode() if isinstance(value, str) else bytes(value)) for name, value in pairs
+        (name, value.encode() if isinstance(value, str) else bytes(value))
+        for name, value in pairs
     ]

@@ -36,7 +36,7 @@ def uses_of(target: Any, package: str) -> Uses:
     """What a function, or every method of a class, uses.
 
     Args:
-        package: The first part of the app's module name; code of other packages is not followed.
+        package: The first part of the app's module name; other code is not followed.
     """
     uses = Uses()
     seen: set[int] = set()

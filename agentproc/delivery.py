@@ -1,0 +1,444 @@
+"""Handing events to an agent, and settling them.
+
+A `Run` is a batch, decoded for one agent. A `Feed` holds an agent's runs. An `Actor` is one
+running instance of the agent: the source of its stream and the scope of its code. Events are
+handed out in strides: a slice of a run that the stream walks through by index. A stride is
+settled when its agent asks beyond it; its length follows the time that events take, so that
+fast events cost next to nothing and a slow one stands alone.
+"""
+
+import asyncio
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from streamd.agentproc.beats import Place
+from streamd.agentproc.broker import TP, Batch, Output
+from streamd.agentproc.offsets import Window
+from streamd.agentproc.outbox import new_lanes
+from streamd.agents import CORRELATION_ID, REPLY_TO, Agent
+from streamd.context import Buffered, Callback, Lanes, Placed, Record, RecordMetadata
+from streamd.errors import DecodeError
+from streamd.events import Event, Message
+from streamd.streams import Stream
+from streamd.topics import Topic
+
+if TYPE_CHECKING:
+    from streamd.agentproc.engine import Engine
+
+STRIDE_MAX = 1024
+STRIDE_LOW_S = 0.0005  # a stride that took less is doubled
+STRIDE_HIGH_S = 0.002  # one that took more is cut
+TURN_S = 0.005  # after so long without a suspension an agent lets the loop turn
+
+
+@dataclass
+class Trial:
+    """An event that is not handed out as the others are."""
+
+    tries: int = 0  # that failed
+    not_before: float = 0.0  # monotonic; when it may be tried again
+    refused: str | None = None  # it is not tried (again), for this reason
+    error: str = ""  # the last one
+    skip: bool = False  # refused without a dead letter
+
+
+class Run:
+    """The events of one batch, decoded for one agent."""
+
+    __slots__ = (
+        "tp", "topic", "positions", "values", "raw_keys", "raw_values", "timestamps",
+        "headers", "end", "cursor", "trials", "_stops", "_keys",
+    )  # fmt: skip
+
+    def __init__(self, batch: Batch, topic: Topic, values: Sequence[Any], cursor: int) -> None:
+        self.tp = batch.tp
+        self.topic = topic
+        self.positions = batch.positions
+        self.values = values
+        self.raw_keys = batch.keys
+        self.raw_values = batch.values
+        self.timestamps = batch.timestamps
+        self.headers = batch.headers
+        self.end = batch.end
+        self.cursor = cursor  # of the next event to hand out
+        self.trials: dict[int, Trial] = {}  # index -> how it is to be handed out
+        self._stops: list[int] = []
+        self._keys: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def try_apart(self, index: int, trial: Trial) -> None:
+        """Hand out this event alone, or not at all."""
+        self.trials[index] = trial
+        self._stops = sorted(self.trials)
+
+    def next_stop(self, index: int) -> int:
+        """The first event from `index` on that is handed out alone; the run's end without."""
+        at = bisect_left(self._stops, index)
+        return self._stops[at] if at < len(self._stops) else len(self.values)
+
+    def position_after(self, index: int) -> int:
+        """The position to go on from when everything before `index` is settled."""
+        return self.positions[index] if index < len(self.values) else self.end
+
+    def keys(self) -> list[Any]:
+        """The decoded keys; bytes where a key is not of its type."""
+        if self._keys is None:
+            codec = self.topic.key_codec
+            try:
+                self._keys = codec.decode_many(self.raw_keys)
+            except DecodeError:
+                self._keys = [_key(codec, data) for data in self.raw_keys]
+        return self._keys
+
+    def event(self, index: int, app: Any) -> Event:
+        """One event with everything that is known of it."""
+        headers = dict(self.headers[index]) if self.headers is not None else {}
+        message = Message(
+            self.tp.topic,
+            self.tp.partition,
+            self.positions[index],
+            self.timestamps[index],
+            self.raw_keys[index],
+            self.raw_values[index],
+        )
+        return Event(app, self.keys()[index], self.values[index], headers, message)
+
+    def header(self, index: int, name: str) -> bytes | None:
+        """One header of an event."""
+        if self.headers is None:
+            return None
+        return next((value for header, value in self.headers[index] if header == name), None)
+
+
+def _key(codec: Any, data: bytes | None) -> Any:
+    try:
+        return None if data is None else codec.decode(data)
+    except DecodeError:
+        return data
+
+
+class Feed:
+    """What one agent reads: its runs, and how far it has settled each partition."""
+
+    def __init__(self, engine: "Engine", agent: Agent) -> None:
+        self.engine = engine
+        self.agent = agent
+        self.runs: deque[Run] = deque()
+        self.waiting = 0  # events in `runs` that were not handed out
+        self.windows: dict[TP, Window[Lanes]] = {}  # only with concurrency above 1
+        self._sleepers: set[asyncio.Future[None]] = set()
+
+    def add(self, run: Run) -> None:
+        """Take one more run, after those that are there."""
+        self.runs.append(run)
+        self.waiting += len(run) - run.cursor
+        self.wake()
+
+    def clear(self) -> None:
+        """Forget what was read and not settled."""
+        self.runs.clear()
+        self.windows.clear()
+        self.waiting = 0
+
+    def wake(self) -> None:
+        """Let every actor that waits look again."""
+        for sleeper in self._sleepers:
+            if not sleeper.done():
+                sleeper.set_result(None)
+
+    async def wait_change(self, timeout_s: float | None = None) -> None:
+        """Wait until `wake` is called, or `timeout_s` is over."""
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.add(sleeper)
+        try:
+            if timeout_s is None:
+                await sleeper
+            else:
+                await asyncio.wait((sleeper,), timeout=timeout_s)
+        finally:
+            self._sleepers.discard(sleeper)
+
+    def window(self, tp: TP) -> Window[Lanes]:
+        """The events of a partition that are in work, with concurrency above 1."""
+        if tp not in self.windows:
+            self.windows[tp] = Window(self.engine.positions[self.agent.name, tp])
+        return self.windows[tp]
+
+
+class Actor:
+    """One running instance of an agent: the source of its stream and the scope of its code."""
+
+    may_wait = False
+
+    def __init__(self, engine: "Engine", feed: Feed, index: int) -> None:
+        self.engine = engine
+        self.feed = feed
+        self.agent = feed.agent
+        self.stream = Stream(self, index if feed.agent.concurrency > 1 else None)
+        self.lanes: Lanes = new_lanes()
+        self.has_tables = bool(engine.tables)
+        self.running = False  # has events that were handed out and are not settled
+        self.alone = False  # the event in work is tried alone
+        self.timed_out = False
+        self.since = 0.0  # monotonic; when the stride was handed out
+        self._run: Run | None = None  # of the stride
+        self._start = 0  # of the stride, in `_run`
+        self._earlier: list[tuple[Run, int, int]] = []  # strides of an unfinished take
+        self._length = 1  # of the next stride
+        self._turned_at = 0.0  # monotonic; when the loop last had its turn
+        self._alarm: asyncio.TimerHandle | None = None
+        self._single = self.agent.concurrency > 1 or self.agent.timeout_s is not None
+
+    # The source of the stream.
+
+    async def advance(self) -> None:
+        """See `streamd.streams.Source`."""
+        self.settle()
+        await self._next_stride(None)
+        self.hand_out()
+
+    async def advance_unsettled(self, timeout_s: float | None) -> bool:
+        """See `streamd.streams.Source`."""
+        if self._run is not None:
+            self._earlier.append((self._run, self._start, self.stream.index))
+            self._run = None
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        return await self._next_stride(deadline)
+
+    def hand_out(self) -> None:
+        """See `streamd.streams.Source`."""
+        if not self.running:
+            self.running = True
+            self.engine.started_work(self)
+        if self.agent.timeout_s is not None:
+            loop = asyncio.get_running_loop()
+            self._alarm = loop.call_later(self.agent.timeout_s, self._time_out)
+
+    def settle(self) -> None:
+        """See `streamd.streams.Source`."""
+        handed = self._in_hand()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if not handed:
+            return
+        self._adapt_length()
+        name, positions = self.agent.name, self.engine.positions
+        count = 0
+        for run, start, end in handed:
+            count += end - start
+            if self.agent.concurrency == 1:
+                positions[name, run.tp] = run.position_after(end)
+            else:
+                window = self.feed.window(run.tp)
+                for index in range(start, end):
+                    # What the stride sent goes with its last event.
+                    sent = self._take_lanes() if index == end - 1 else new_lanes()
+                    self.engine.outbox += window.settle(run.positions[index], sent)
+                positions[name, run.tp] = window.position
+        if self.agent.concurrency == 1 and self.lanes:
+            self.engine.outbox.append(self._take_lanes())
+        self._earlier.clear()
+        if self._run is not None and self.stream.index < self.stream.end:
+            # The rest of the stride was not asked for: it is handed out again.
+            self.feed.waiting += self.stream.end - self.stream.index
+            self._run.cursor = self.stream.index
+            if not self.feed.runs or self.feed.runs[0] is not self._run:
+                self.feed.runs.appendleft(self._run)
+        self._let_go()
+        self.engine.settled(self, count)
+
+    def event(self, index: int) -> Event:
+        """See `streamd.streams.Source`."""
+        assert self._run is not None
+        return self._run.event(index, self.engine.app)
+
+    def keys(self) -> Sequence[Any]:
+        """See `streamd.streams.Source`."""
+        assert self._run is not None
+        return self._run.keys()
+
+    # What the engine asks.
+
+    def cut(self) -> None:
+        """Hand out no more of the stride than was taken from it."""
+        if not self._earlier:
+            self.stream.end = self.stream.index
+
+    def abandon(self) -> None:
+        """Let go of what was handed out without settling it."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self.lanes = new_lanes()
+        self._earlier.clear()
+        self._let_go()
+
+    def failed_events(self) -> list[tuple[Run, int]]:
+        """The events that an error now is about: the last one, or a whole take."""
+        if not self.running:
+            return []
+        if self._earlier:
+            return [(run, i) for run, start, end in self._in_hand() for i in range(start, end)]
+        assert self._run is not None
+        return [(self._run, self.stream.index - 1)] if self.stream.index > self._start else []
+
+    def describe(self) -> str:
+        """What is being worked on, for people."""
+        waited_s = time.monotonic() - self.since
+        if self._run is None or not self.running:
+            return f"{self.agent.label}: waits"
+        at = self._run.positions[max(self.stream.index - 1, self._start)]
+        return f"{self.agent.label}: {self._run.tp}@{at} for {waited_s:.1f} s"
+
+    def reply_headers(self) -> tuple[bytes | None, bytes | None]:
+        """Where the current event wants its reply, and under which correlation id."""
+        if self._run is None or self.stream.index == 0:
+            return None, None
+        index = self.stream.index - 1
+        from_header = self._run.header
+        return from_header(index, REPLY_TO), from_header(index, CORRELATION_ID)
+
+    # The scope of the agent's code.
+
+    def enter(self) -> None:
+        """A step of the agent's code begins: tables write to its partition."""
+        if self._run is not None:
+            self.engine.enter(self._run.tp.partition)
+
+    def leave(self) -> None:
+        """A step is over; what it wrote stays with its partition until another enters."""
+
+    def engine_name(self) -> str:
+        """See `streamd.context.Sending`."""
+        return self.engine.group
+
+    def turn(self) -> int:
+        """A number that chooses the partition of a record without key: that of the event."""
+        if self._run is None or self.stream.index == 0:
+            return 0
+        return self._run.positions[self.stream.index - 1]
+
+    def buffered(self, topic: str, partition: int) -> Buffered | Placed:
+        """See `streamd.context.Sending`."""
+        return Placed(RecordMetadata(topic, partition, None, 0.0))
+
+    async def wait_room(self) -> None:
+        """See `streamd.context.Sending`; an agent's sends never wait."""
+
+    async def wait_durable(self) -> None:
+        """See `streamd.context.Sending`; the checkpoint of the event does it."""
+
+    async def send_now(self, topic: str, record: Record) -> RecordMetadata:
+        """See `streamd.context.Sending`."""
+        return await self.engine.send_now(topic, record)
+
+    def when_durable(self, callback: Callback, metadata: RecordMetadata) -> None:
+        """See `streamd.context.Sending`."""
+        self.engine.callbacks.append((callback, metadata))
+
+    def asking(self, change: int) -> None:
+        """An `ask` of this code begins or ends; see `Engine.gate_open`."""
+        self.engine.asking(change)
+
+    # Inside.
+
+    def _in_hand(self) -> list[tuple[Run, int, int]]:
+        """Strides that were handed out and are not settled: (run, start, end)."""
+        if self._run is None:
+            return list(self._earlier)
+        return [*self._earlier, (self._run, self._start, self.stream.index)]
+
+    def _let_go(self) -> None:
+        self._run = None
+        self.stream.values, self.stream.index, self.stream.end = (), 0, 0
+        if self.running:
+            self.running = False
+            self.engine.stopped_work(self)
+
+    def _take_lanes(self) -> Lanes:
+        lanes, self.lanes = self.lanes, new_lanes()
+        return lanes
+
+    def _adapt_length(self) -> None:
+        took_s = time.monotonic() - self.since
+        if took_s < STRIDE_LOW_S:
+            self._length = min(self._length * 2, STRIDE_MAX)
+        elif took_s > STRIDE_HIGH_S:
+            self._length = max(1, self._length // 4)
+
+    async def _next_stride(self, deadline: float | None) -> bool:
+        """Wait for a stride and give it to the stream; False when `deadline` is over."""
+        engine, feed = self.engine, self.feed
+        if time.monotonic() - self._turned_at > TURN_S:
+            await asyncio.sleep(0)
+            self._turned_at = time.monotonic()
+        while True:
+            if engine.stopping:
+                raise StopAsyncIteration
+            if feed.runs and engine.gate_open(self):
+                run = feed.runs[0]
+                trial = run.trials.get(run.cursor)
+                if trial is None:
+                    self._take_stride(run, alone=False)
+                    return True
+                if await engine.ready_for(self, run, trial):
+                    self._take_stride(run, alone=True)
+                    return True
+                continue
+            engine.parked(self)
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return False
+            await feed.wait_change(left_s)
+            self._turned_at = time.monotonic()
+
+    def _take_stride(self, run: Run, alone: bool) -> None:
+        start = run.cursor
+        if alone or self._single or self.engine.careful:
+            end = start + 1
+        else:
+            end = min(start + self._length, run.next_stop(start + 1))
+        run.cursor = end
+        self.feed.waiting -= end - start
+        if run.cursor == len(run):
+            self.feed.runs.popleft()
+        if self.agent.concurrency > 1:
+            window = self.feed.window(run.tp)
+            for index in range(start, end):
+                window.begin(run.positions[index], run.position_after(index + 1))
+        self.alone = alone
+        self._run, self._start = run, start
+        self.stream.values, self.stream.index, self.stream.end = run.values, start, end
+        self.since = time.monotonic()
+        if self.has_tables:
+            self.engine.enter(run.tp.partition)
+        place = Place(self.agent.name, run.tp.topic, run.tp.partition, run.positions[start])
+        self.engine.beats.place(place)
+
+    def _time_out(self) -> None:
+        self.timed_out = True
+        self.engine.time_out(self)
+
+
+def dead_letter(run: Run, index: int, agent: str, trial: Trial, topic: str) -> Output:
+    """The record that tells of an event that was given up: its bytes, and why in headers."""
+    headers = [
+        ("streamd-reason", (trial.refused or "").encode()),
+        ("streamd-error", trial.error.encode()),
+        ("streamd-agent", agent.encode()),
+        ("streamd-topic", run.tp.topic.encode()),
+        ("streamd-partition", str(run.tp.partition).encode()),
+        ("streamd-offset", str(run.positions[index]).encode()),
+        ("streamd-tries", str(trial.tries).encode()),
+        *(run.headers[index] if run.headers is not None else []),
+    ]
+    return Output(
+        TP(topic, 0), [run.raw_keys[index]], [run.raw_values[index]], [time.time()], [headers]
+    )

@@ -1,0 +1,814 @@
+"""The engine of a group: read this first.
+
+An event's way, in the order of this file: `_read` polls the broker and decodes the chunk; the
+feeds hand it to the agents (delivery.py); what they send and write is collected; `_checkpoint`
+makes outputs, changed rows and positions durable together. A crash at any point gives the state
+of the last checkpoint and reads on from there; an event that fails is treated the same way,
+without the crash (`_roll_back`).
+
+Everything here runs on the loop's thread. The broker does its waiting in threads of its own.
+"""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from streamd.agentproc.beats import Beats
+from streamd.agentproc.broker import (
+    TP,
+    Batch,
+    Broker,
+    Checkpoint,
+    Output,
+    Subscription,
+    TableChange,
+)
+from streamd.agentproc.delivery import Actor, Feed, Run, Trial, dead_letter
+from streamd.agentproc.errand import Errand
+from streamd.agentproc.outbox import new_lanes, outputs_of
+from streamd.agentproc.replying import refuse, reply
+from streamd.agents import CORRELATION_ID, REPLY_TO, Agent
+from streamd.app import App
+from streamd.context import Callback, Lanes, Record, RecordMetadata, current_scope
+from streamd.errors import BrokerError, DecodeError, Fenced, StreamdError
+from streamd.partition import fast_partition_for
+from streamd.tables import Part, Table
+from streamd.topics import Topic
+from streamd.wire import GroupPlan, Owns, Suspect
+
+log = logging.getLogger(__name__)
+
+CHUNK_EVENTS = 4000
+WAITING_EVENTS = 8000  # read on only below this
+WAITING_RECORDS = 50_000  # sends that may wait do so above this
+CAREFUL_EVENTS = 20_000  # more than were in work when a process died
+RETRY_MAX_S = 5.0
+IDLE_RESTART_S = 1.0
+
+
+class RolledBack(StreamdError):
+    """What this code wrote was taken back with a failed event of its group; ask again."""
+
+
+class Engine:
+    """One slot of a group in this process."""
+
+    def __init__(
+        self,
+        app: App,
+        plan: GroupPlan,
+        broker: Broker,
+        beats: Beats,
+        *,
+        careful: bool = False,
+        parked: tuple[Suspect, ...] = (),
+        alone: bool = False,
+    ) -> None:
+        group = next((group for group in app.groups if group.name == plan.group), None)
+        self.app = app
+        self.plan = plan
+        self.group = plan.group
+        self.beats = beats
+        self.careful = careful
+        self.agents: list[Agent] = group.agents if group else []
+        self.tables: list[Table] = group.tables if group else []
+        self.positions: dict[tuple[str, TP], int] = {}  # (agent, tp) -> next one to settle
+        self.outbox: list[Lanes] = []  # sent by settled events and not in a checkpoint
+        self.letters: list[Output] = []  # dead letters, the same
+        self.callbacks: list[tuple[Callback, RecordMetadata]] = []
+        self.errands: set[Errand] = set()
+        self.stopping = False
+        self.ready = asyncio.Event()
+        self.session = broker.session(
+            Subscription(
+                app.id,
+                plan.group,
+                plan.slot,
+                plan.slots,
+                {agent.name: agent.get_topic_names() for agent in self.agents},
+                {table.name: table.partitions or 1 for table in self.tables},
+            )
+        )
+        self._alone = alone
+        self._feeds = [Feed(self, agent) for agent in self.agents]
+        self._topics: dict[str, Topic] = {
+            agent.channel.name: agent.channel for agent in self.agents
+        }
+        self._readers: dict[str, list[Feed]] = defaultdict(list)  # topic -> feeds
+        for feed in self._feeds:
+            for topic in feed.agent.get_topic_names():
+                self._readers[topic].append(feed)
+        self._actors: dict[asyncio.Task[None], Actor] = {}
+        self._entered: int | None = -1  # the partition that the tables write to
+        self._committed: dict[tuple[str, TP], int] = {}
+        self._trials: dict[tuple[str, TP, int], Trial] = {
+            (s.agent, TP(s.topic, s.partition), s.position): Trial(
+                tries=s.deaths, refused=f"it took its process down {s.deaths} times"
+            )
+            for s in parked
+        }
+        self._mail: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._reading: asyncio.Task[None] | None = None
+        self._checkpointing: asyncio.Task[None] | None = None
+        self._commit_lock = asyncio.Lock()
+        self._room = asyncio.Event()
+        self._dirty = asyncio.Event()  # something is there to make durable
+        self._due = asyncio.Event()  # a checkpoint is to begin now
+        self._quiet = asyncio.Event()  # no event is in work
+        self._quiet.set()
+        self._barrier = False  # no event is handed out until a checkpoint has begun
+        self._rolling_back = False
+        self._solo: Actor | None = None  # the only one that may get an event now
+        self._asks = 0  # of this group's code, waiting for a reply
+        self._running: set[Actor] = set()
+        self._durable: list[asyncio.Future[None]] = []  # wait for the next checkpoint's end
+        self._urgent = False  # somebody waits for power-safe durability
+        self._since_checkpoint = 0  # events settled
+        self._checkpointed_at = time.monotonic()
+        self._unsettled_failures = 0  # agents that ended with no event in hand, in a row
+        self._statistics = Statistics()
+
+    # Life.
+
+    async def run(self) -> None:
+        """Recover, read and work until `stop()`; then settle, checkpoint and return.
+
+        Raises:
+            StreamdError: The group cannot go on in this process.
+        """
+        await self._recover()
+        self._checkpointing = self._spawn(self._make_checkpoints(), "checkpoints")
+        self._start_reading()
+        self._start_actors()
+        self.ready.set()
+        try:
+            while not (self.stopping and not self._actors):
+                await (await self._mail.get())()
+            await self._finish()
+        finally:
+            for task in (self._reading, self._checkpointing, *self._actors):
+                if task is not None:
+                    task.cancel()
+            await self.session.close()
+
+    def stop(self) -> None:
+        """Hand out no more; `run` returns when what is in work is settled and durable."""
+        self.stopping = True
+        if self._reading is not None:
+            self._reading.cancel()
+        for actor in self._running:
+            actor.cut()
+        self._wake_feeds()
+        self._post(self._nothing)
+
+    async def abort(self) -> None:
+        """Cancel everything and settle nothing of what is in work."""
+        self.stopping = True
+        tasks = [task for task in (self._reading, self._checkpointing, *self._actors) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=0.2) if tasks else None
+
+    async def _recover(self) -> None:
+        """Claim the slot's partitions and load what its tables hold of them."""
+        await self.session.open()
+        self._committed = dict(self.session.positions)
+        self.positions = dict(self._committed)
+        for table in self.tables:
+            parts = {
+                partition: Part(table.load(await self.session.load(table.name, partition)))
+                for partition in self.session.partitions
+                if partition < (table.partitions or 1)
+            }
+            table.hold(parts, self.placing(table), checked=self._alone)
+
+    def placing(self, table: Table) -> Callable[[Any], int]:
+        """How a key of a table becomes its partition: as the producer of its events does it."""
+        topic = self.app.route_topic(table)
+        encode = (topic.key_codec if topic is not None else table.key_codec).encode
+        count, place = table.partitions or 1, fast_partition_for()
+        return lambda key: place(encode(key), count)
+
+    def owns(self) -> Owns:
+        """What this slot has, for the master."""
+        return Owns(self.group, self.session.generation, self.session.partitions, [])
+
+    async def _nothing(self) -> None:
+        """Look again whether all is done."""
+
+    def _post(self, what: Callable[[], Awaitable[None]]) -> None:
+        self._mail.put_nowait(what)
+
+    def _spawn(self, coro: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coro, name=f"{self.group} {what}")
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self._post(partial(self._raise, error))
+
+    async def _raise(self, error: BaseException) -> None:
+        raise error
+
+    async def _finish(self) -> None:
+        """Everything is settled: the last checkpoint."""
+        async with self._commit_lock:
+            if self._checkpointing is not None:
+                self._checkpointing.cancel()
+        for errand in list(self.errands):
+            self.outbox.append(errand.take_lanes())
+        await self._checkpoint()
+
+    # Reading.
+
+    def _start_reading(self) -> None:
+        if self._feeds and not self.stopping:
+            self._reading = self._spawn(self._read(), "reader")
+
+    async def _read(self) -> None:
+        self._room.set()
+        while True:
+            await self._room.wait()
+            for batch in await self.session.poll(CHUNK_EVENTS):
+                self._distribute(batch)
+            if sum(feed.waiting for feed in self._feeds) > WAITING_EVENTS:
+                self._room.clear()
+
+    def _distribute(self, batch: Batch) -> None:
+        """Decode a batch once and give it to each agent that reads its topic."""
+        topic = self._topics[batch.tp.topic]
+        bad: dict[int, str] = {}
+        values: list[Any]
+        try:
+            values = topic.value_codec.decode_many(batch.values)
+        except DecodeError:
+            values = [None] * len(batch.values)
+            for index, data in enumerate(batch.values):
+                try:
+                    values[index] = None if data is None else topic.value_codec.decode(data)
+                except DecodeError as error:
+                    bad[index] = str(error)
+        for feed in self._readers[batch.tp.topic]:
+            settled = self.positions[feed.agent.name, batch.tp]
+            cursor = _index_of(batch, settled)
+            if cursor == len(values):
+                continue
+            run = Run(batch, topic, values, cursor)
+            for index, reason in bad.items():
+                if index >= cursor:
+                    run.try_apart(index, Trial(refused="it cannot be decoded", error=reason))
+            if self._trials:
+                self._mark_trials(run, feed.agent.name)
+            feed.add(run)
+
+    def _mark_trials(self, run: Run, agent: str) -> None:
+        for (name, tp, position), trial in self._trials.items():
+            if name == agent and tp == run.tp:
+                index = _index_in(run.positions, position)
+                if index is not None and index >= run.cursor:
+                    run.try_apart(index, trial)
+
+    # Working.
+
+    def _start_actors(self) -> None:
+        for feed in self._feeds:
+            for index in range(feed.agent.concurrency):
+                self._start_actor(feed, index)
+
+    def _start_actor(self, feed: Feed, index: int, after_s: float = 0.0) -> None:
+        actor = Actor(self, feed, index)
+        context = copy_context()
+        context.run(current_scope.set, actor)
+        task = asyncio.get_running_loop().create_task(
+            self._run_agent(actor, after_s), name=feed.agent.label, context=context
+        )
+        actor.stream.task_owner = task
+        self._actors[task] = actor
+        task.add_done_callback(lambda task: self._post(partial(self._actor_ended, task, index)))
+
+    async def _run_agent(self, actor: Actor, after_s: float) -> None:
+        """The agent's function over its stream; what it yields goes to sinks and askers."""
+        if after_s:
+            await asyncio.sleep(after_s)
+        outcome = actor.agent(actor.stream)
+        if inspect.isasyncgen(outcome):
+            async for value in outcome:
+                await reply(self.app, actor, value)
+        else:
+            await outcome
+
+    async def _actor_ended(self, task: asyncio.Task[None], index: int) -> None:
+        actor = self._actors.pop(task, None)
+        if actor is None:
+            return  # cancelled by a roll-back
+        if task.cancelled() or task.exception() is not None:
+            error = TimeoutError() if task.cancelled() else task.exception()
+            assert error is not None
+            await self._failed(actor, index, error)
+            return
+        actor.settle()
+        if not self.stopping:
+            log.warning(
+                "agent %s returned; it is started again in %.0f s",
+                actor.agent.name,
+                IDLE_RESTART_S,
+            )
+            self._start_actor(actor.feed, index, IDLE_RESTART_S)
+
+    def time_out(self, actor: Actor) -> None:
+        """The event that `actor` works on took longer than its agent's `timeout`."""
+        for task, running in self._actors.items():
+            if running is actor:
+                task.cancel()
+
+    def enter(self, partition: int | None) -> None:
+        """What code writes from now on belongs to `partition`; None: to each key's hash's."""
+        if partition != self._entered:
+            self._entered = partition
+            for table in self.tables:
+                table.enter(partition)
+
+    def gate_open(self, actor: Actor) -> bool:
+        """May this actor get an event now?
+
+        Not while a checkpoint waits for what is in work, or another event is tried alone;
+        unless something in work waits for a reply, which this event may be about to give.
+        """
+        if self._asks and not self._rolling_back:
+            return True
+        if self._barrier or self._rolling_back:
+            return False
+        return self._solo is None or self._solo is actor
+
+    def asking(self, change: int) -> None:
+        """An `ask` in this group begins (+1) or ends (-1) to wait."""
+        self._asks += change
+        self._wake_feeds()
+
+    def started_work(self, actor: Actor) -> None:
+        """An actor got events."""
+        self._running.add(actor)
+        self._quiet.clear()
+        self.beats.in_work(self.group, len(self._running), actor.since)
+
+    def stopped_work(self, actor: Actor) -> None:
+        """An actor has no events in hand any more."""
+        self._running.discard(actor)
+        oldest_at = min((other.since for other in self._running), default=0.0)
+        self.beats.in_work(self.group, len(self._running), oldest_at)
+        if not self._running:
+            self._quiet.set()
+
+    def settled(self, actor: Actor, count: int) -> None:
+        """An actor settled events."""
+        self.beats.settled(count)
+        self._statistics.events[actor.agent.name] += count
+        self._since_checkpoint += count
+        self._unsettled_failures = 0
+        if self.careful and sum(self._statistics.events.values()) >= CAREFUL_EVENTS:
+            self.careful = False
+        self._dirty.set()
+        if self._trials:
+            self._forget_trials(actor.agent.name)
+        if actor.alone:
+            actor.alone = False
+            self._solo = None
+            self._wake_feeds()
+            self._due.set()
+        if self._since_checkpoint >= self.app.settings.checkpoint_events:
+            self._due.set()
+        if (
+            not self._room.is_set()
+            and sum(f.waiting for f in self._feeds) < WAITING_EVENTS // 2
+        ):
+            self._room.set()
+
+    def parked(self, actor: Actor) -> None:
+        """An actor waits for events."""
+        if not self._running and not any(feed.waiting for feed in self._feeds):
+            self._due.set()  # idle: there is nothing to wait for
+        if not self._room.is_set():
+            self._room.set()
+
+    def _wake_feeds(self) -> None:
+        for feed in self._feeds:
+            feed.wake()
+
+    def _forget_trials(self, agent: str) -> None:
+        done = [
+            key
+            for key in self._trials
+            if key[0] == agent and self.positions[agent, key[1]] > key[2]
+        ]
+        for key in done:
+            del self._trials[key]
+
+    # Events that fail.
+
+    async def ready_for(self, actor: Actor, run: Run, trial: Trial) -> bool:
+        """Prepare for the event at `run.cursor`, which is not like the others.
+
+        True: it may be handed out, alone; a checkpoint was made just before it. False: look
+        again, since it was given up, or its time has not come.
+        """
+        if trial.refused is not None:
+            self._give_up(actor, run, trial)
+            return False
+        wait_s = trial.not_before - time.monotonic()
+        if wait_s > 0:
+            self.parked(actor)
+            await actor.feed.wait_change(wait_s)
+            return False
+        self._solo = actor
+        index = run.cursor
+        await self.durable(urgent=False)
+        return bool(actor.feed.runs) and actor.feed.runs[0] is run and run.cursor == index
+
+    def _give_up(self, actor: Actor, run: Run, trial: Trial) -> None:
+        """Settle the event at `run.cursor` untried; all that is left of it is a dead letter."""
+        index, name = run.cursor, actor.agent.name
+        if not trial.skip:
+            self.letters.append(dead_letter(run, index, name, trial, self.app.dead_letters))
+            self._statistics.dead_letters += 1
+            log.error(
+                "%s@%d of agent %s goes to the dead letters: %s (%s)",
+                run.tp, run.positions[index], name, trial.refused, trial.error or "no error",
+            )  # fmt: skip
+            self._refuse_reply(run, index, trial)
+        run.cursor += 1
+        actor.feed.waiting -= 1
+        if run.cursor == len(run):
+            actor.feed.runs.popleft()
+        if actor.agent.concurrency == 1:
+            self.positions[name, run.tp] = run.position_after(index + 1)
+        else:
+            window = actor.feed.window(run.tp)
+            window.begin(run.positions[index], run.position_after(index + 1))
+            self.outbox += window.settle(run.positions[index], new_lanes())
+            self.positions[name, run.tp] = window.position
+        self.settled(actor, 1)
+
+    def _refuse_reply(self, run: Run, index: int, trial: Trial) -> None:
+        """Whoever asked gets an error instead of waiting in vain."""
+        reply_to = run.header(index, REPLY_TO)
+        correlation_id = run.header(index, CORRELATION_ID)
+        if reply_to is not None and correlation_id is not None:
+            error = f"{trial.refused}: {trial.error}"
+            lanes = new_lanes()
+            refuse(self.app, lanes, reply_to.decode(), correlation_id.decode(), error)
+            self.outbox.append(lanes)
+
+    async def _failed(self, actor: Actor, index: int, error: BaseException) -> None:
+        """An agent raised: take back what no checkpoint holds, and see about the event."""
+        events = actor.failed_events()
+        actor.abandon()
+        self._statistics.errors += 1
+        if not events:
+            await self._failed_without_event(actor, index, error)
+            return
+        if isinstance(error, TimeoutError) and actor.timed_out:
+            error = TimeoutError(f"it took longer than {actor.agent.timeout_s:g} s")
+        for run, i in events:
+            self._judge(actor.agent, run, i, error)
+        await self._roll_back()
+
+    def _judge(self, agent: Agent, run: Run, index: int, error: BaseException) -> None:
+        settings = self.app.settings
+        place = f"{run.tp}@{run.positions[index]}"
+        key = (agent.name, run.tp, run.positions[index])
+        trial = self._trials.setdefault(key, Trial())
+        trial.tries += 1
+        trial.error = f"{type(error).__name__}: {error}"
+        policy = agent.on_error or settings.on_error
+        retries = settings.retries if agent.retries is None else agent.retries
+        if policy == "stop":
+            raise _stopped(agent.name, place, trial.error) from error
+        if policy == "skip":
+            trial.refused, trial.skip = "on_error is skip", True
+            next_step = "it is skipped"
+        elif trial.tries > retries:
+            trial.refused = f"{trial.tries} tries failed"
+            next_step = "it goes to the dead letters"
+        else:
+            self._statistics.retries += 1
+            pause_s = min(settings.retry_backoff * 2 ** (trial.tries - 1), RETRY_MAX_S)
+            trial.not_before = time.monotonic() + pause_s
+            next_step = f"try {trial.tries + 1} of {retries + 1} in {pause_s:.1f} s"
+        log.error(
+            "agent %s failed on %s: %s; %s",
+            agent.name, place, trial.error, next_step, exc_info=error,
+        )  # fmt: skip
+
+    async def _failed_without_event(
+        self, actor: Actor, index: int, error: BaseException
+    ) -> None:
+        self._unsettled_failures += 1
+        log.error("agent %s failed between events", actor.agent.name, exc_info=error)
+        if self._unsettled_failures > self.app.settings.retries:
+            raise _stopped(actor.agent.name, "its start", f"{type(error).__name__}: {error}")
+        pause_s = min(
+            self.app.settings.retry_backoff * 2**self._unsettled_failures, RETRY_MAX_S
+        )
+        self._start_actor(actor.feed, index, pause_s)
+
+    async def _roll_back(self) -> None:
+        """Go back to the last checkpoint: nothing of a failed try is left behind."""
+        self._rolling_back = True
+        self._quiet.set()  # a checkpoint that waits for quiet gives up instead
+        if self._reading is not None:
+            self._reading.cancel()
+        actors, self._actors = dict(self._actors), {}
+        for task in actors:
+            task.cancel()
+        if actors:
+            await asyncio.wait(actors)
+        for actor in actors.values():
+            actor.abandon()
+        async with self._commit_lock:
+            self._drop_uncommitted()
+        self._rolling_back = False
+        self._start_reading()
+        self._start_actors()
+        if self.stopping:
+            self.stop()
+
+    def _drop_uncommitted(self) -> None:
+        for table in self.tables:
+            table.drop()
+        for feed in self._feeds:
+            feed.clear()
+        self.outbox.clear()
+        self.letters.clear()
+        self.callbacks.clear()
+        for errand in self.errands:
+            errand.roll_back()
+        self._running.clear()
+        self._quiet.set()
+        self._solo, self._asks = None, 0
+        self._entered = -1
+        self._since_checkpoint = 0
+        self.positions = dict(self._committed)
+        for tp in {tp for _, tp in self.positions}:
+            self.session.seek(
+                tp, min(at for (_, other), at in self.positions.items() if other == tp)
+            )
+        waiters, self._durable = self._durable, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(RolledBack())
+                waiter.exception()  # it may have been given up: then nobody looks at it
+
+    # Checkpoints.
+
+    async def _make_checkpoints(self) -> None:
+        interval_s = self.app.settings.checkpoint_interval
+        while True:
+            await self._dirty.wait()
+            left_s = self._checkpointed_at + interval_s - time.monotonic()
+            if left_s > 0 and not self._due.is_set():
+                try:
+                    async with asyncio.timeout(left_s):
+                        await self._due.wait()
+                except TimeoutError:
+                    self._due.set()
+            await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        """Make what is settled durable, in five steps.
+
+        1. Where the group has tables: wait until no event is in work. 2. Take outputs, changed
+        rows and positions. 3. Let events be handed out again. 4. Commit, until it is done.
+        5. Fold what was committed into the tables, and tell who waits.
+        """
+        async with self._commit_lock:
+            if self.tables and not await self._wait_quiet():
+                return
+            checkpoint, callbacks, waiters = self._take_checkpoint()
+            self._open_gate()
+            began_at = time.monotonic()
+            if checkpoint:
+                await self._commit(checkpoint)
+                self._statistics.checkpointed(time.monotonic() - began_at, checkpoint)
+            self._landed(checkpoint, callbacks, waiters)
+
+    async def _wait_quiet(self) -> bool:
+        """Hand out nothing until nothing is in work; False when a roll-back came first."""
+        self._barrier = True
+        for actor in self._running:
+            actor.cut()
+        await self._quiet.wait()
+        return not self._rolling_back
+
+    def _open_gate(self) -> None:
+        self._checkpointed_at = time.monotonic()
+        if self._barrier:
+            self._barrier = False
+            self._wake_feeds()
+
+    def _take_checkpoint(
+        self,
+    ) -> tuple[Checkpoint, list[tuple[Callback, RecordMetadata]], list[asyncio.Future[None]]]:
+        self._dirty.clear()
+        self._due.clear()
+        self._since_checkpoint = 0
+        for errand in self.errands:
+            self.outbox.append(errand.take_lanes())
+        outbox, self.outbox = self.outbox, []
+        letters, self.letters = self.letters, []
+        callbacks, self.callbacks = self.callbacks, []
+        waiters, self._durable = self._durable, []
+        committed = self._committed
+        checkpoint = Checkpoint(
+            outputs=_joined(outputs_of(outbox), letters),
+            changes=[
+                TableChange(table.name, partition, rows)
+                for table in self.tables
+                for partition, rows in table.snapshot()
+            ],
+            positions={
+                key: position
+                for key, position in self.positions.items()
+                if committed.get(key) != position
+            },
+            durable=self._urgent,
+        )
+        self._urgent = False
+        return checkpoint, callbacks, waiters
+
+    async def _commit(self, checkpoint: Checkpoint) -> None:
+        pause_s = 0.1
+        while True:
+            try:
+                await self.session.commit(checkpoint)
+                return
+            except Fenced:
+                raise
+            except BrokerError as error:
+                log.error("a checkpoint failed: %s; trying again in %.1f s", error, pause_s)
+                self._barrier = True  # nothing more is taken on until this one is done
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, RETRY_MAX_S)
+
+    def _landed(
+        self,
+        checkpoint: Checkpoint,
+        callbacks: list[tuple[Callback, RecordMetadata]],
+        waiters: list[asyncio.Future[None]],
+    ) -> None:
+        self._committed.update(checkpoint.positions)
+        for table in self.tables:
+            table.landed()
+        self._open_gate()
+        for errand in self.errands:
+            errand.landed()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        for callback, metadata in callbacks:
+            if (outcome := callback(metadata)) is not None:
+                asyncio.ensure_future(outcome)
+
+    async def durable(self, *, urgent: bool = True) -> None:
+        """Wait until everything that was sent, written and settled so far is durable.
+
+        Args:
+            urgent: It must survive a power cut as well.
+
+        Raises:
+            RolledBack: It was taken back instead.
+        """
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._durable.append(waiter)
+        self._urgent = self._urgent or urgent
+        self._dirty.set()
+        self._due.set()
+        await waiter
+
+    # Code that is no agent: timers, tasks, pages.
+
+    async def perform(self, name: str, coro: Coroutine[Any, Any, Any]) -> Any:
+        """Run a timer's tick, a task or a page's view in the group; return what it returns.
+
+        It may write the group's tables and send. When it returns, all of that is durable.
+
+        Raises:
+            RolledBack: What it wrote was taken back; it may be run again.
+        """
+        errand = Errand(self, name)
+        context = copy_context()
+        context.run(current_scope.set, errand)
+        self.errands.add(errand)
+        task = asyncio.get_running_loop().create_task(coro, name=name, context=context)
+        try:
+            result = await task
+            if errand.rolled_back:
+                raise RolledBack()
+            if errand.left_something:
+                await self.durable()
+            return result
+        finally:
+            task.cancel()
+            self.outbox.append(errand.take_lanes())
+            self.errands.discard(errand)
+
+    def sending(self) -> None:
+        """An errand sent something."""
+        if not self._dirty.is_set():
+            self._dirty.set()
+            if not self._running:
+                self._due.set()
+
+    def is_full(self) -> bool:
+        """True while senders that may wait should."""
+        return sum(errand.waiting for errand in self.errands) > WAITING_RECORDS
+
+    async def send_now(self, topic: str, record: Record) -> RecordMetadata:
+        """Append one record outside any checkpoint."""
+        partition = max(record.partition, 0)
+        timestamp = record.timestamp or time.time()
+        output = Output(
+            TP(topic, partition),
+            [record.key],
+            [record.value],
+            [timestamp],
+            [record.headers] if record.headers else None,
+        )
+        offsets = await self.session.append([output])
+        return RecordMetadata(topic, partition, offsets[0], timestamp)
+
+    # Telling.
+
+    def statistics(self) -> "Statistics":
+        """Counters since the start; `behind` as of the last checkpoint."""
+        self._statistics.behind = self.session.behind() if self.ready.is_set() else {}
+        return self._statistics
+
+    def busy_with(self) -> list[str]:
+        """What is in work, the longest first."""
+        running = sorted(self._running, key=lambda actor: actor.since)
+        return [actor.describe() for actor in running]
+
+
+class Statistics:
+    """What an engine counts."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, int] = defaultdict(int)  # agent -> settled
+        self.behind: dict[str, int] = {}  # agent -> not settled
+        self.checkpoints = 0
+        self.checkpoint_ms = 0.0  # moving mean
+        self.errors = 0
+        self.retries = 0
+        self.dead_letters = 0
+        self.sent = 0
+
+    def checkpointed(self, took_s: float, checkpoint: Checkpoint) -> None:
+        """A checkpoint was committed."""
+        self.checkpoints += 1
+        self.sent += sum(len(output.keys) for output in checkpoint.outputs)
+        self.checkpoint_ms += (took_s * 1000 - self.checkpoint_ms) / min(self.checkpoints, 20)
+
+
+def _index_of(batch: Batch, position: int) -> int:
+    """Where in a batch to go on from `position`."""
+    if batch.positions[0] >= position:
+        return 0
+    index = _index_in(batch.positions, position)
+    return len(batch.positions) if index is None else index
+
+
+def _index_in(positions: Any, position: int) -> int | None:
+    try:
+        return int(positions.index(position))
+    except ValueError:
+        return None
+
+
+def _joined(outputs: list[Output], letters: list[Output]) -> list[Output]:
+    """Dead letters as one output, beside the others."""
+    if letters:
+        first = letters[0]
+        for letter in letters[1:]:
+            first.keys += letter.keys
+            first.values += letter.values
+            first.timestamps += letter.timestamps
+            assert first.headers is not None and letter.headers is not None
+            first.headers += letter.headers
+        outputs.append(first)
+    return outputs
+
+
+def _stopped(agent: str, place: str, error: str) -> StreamdError:
+    stopped = StreamdError(
+        f"agent {agent!r} stops at {place}: {error}",
+        remedy="mend the agent and start its group again: nothing was lost",
+    )
+    stopped.exit_code = 78
+    return stopped

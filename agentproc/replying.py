@@ -1,0 +1,115 @@
+"""What becomes of a value that an agent yields: its sinks get it, and whoever asked."""
+
+import asyncio
+import inspect
+import logging
+import time
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from streamd.agentproc.broker import TP, Broker, Checkpoint, Subscription
+from streamd.agents import Agent, Replies
+from streamd.app import App
+from streamd.context import Lanes
+from streamd.topics import Topic
+
+if TYPE_CHECKING:
+    from streamd.agentproc.delivery import Actor
+
+log = logging.getLogger(__name__)
+
+
+class ReqRepResponse(msgspec.Struct):
+    """A reply as Faust writes it, with the error of an agent that gave up."""
+
+    key: Any
+    value: Any
+    correlation_id: str
+    error: str | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+async def reply(app: App, actor: "Actor", value: Any) -> None:
+    """Pass a yielded value on; what leaves the process does so with the event's checkpoint."""
+    for sink in actor.agent.sinks:
+        await _pour(sink, value)
+    reply_to, correlation = actor.reply_headers()
+    if reply_to is None or correlation is None:
+        return
+    correlation_id = correlation.decode()
+    expected = app.expected_replies()
+    if expected is not None and expected.expects(correlation_id):
+        # The asker is in this process and may be in this group, whose checkpoint waits for it.
+        expected.arrived(correlation_id, value)
+        return
+    _send(actor.lanes, reply_to.decode(), ReqRepResponse(None, value, correlation_id))
+
+
+def refuse(app: App, lanes: Lanes, reply_to: str, correlation_id: str, error: str) -> None:
+    """Tell whoever asked that the agent gave up on the event."""
+    expected = app.expected_replies()
+    if expected is not None and expected.expects(correlation_id):
+        expected.arrived(correlation_id, None, error)
+    else:
+        _send(lanes, reply_to, ReqRepResponse(None, None, correlation_id, error))
+
+
+def _send(lanes: Lanes, reply_to: str, response: ReqRepResponse) -> None:
+    lane = lanes[reply_to][0]
+    lane.keys.append(None)
+    lane.values.append(_encode(response))
+
+
+async def _pour(sink: Any, value: Any) -> None:
+    if isinstance(sink, (Topic, Agent)):
+        await sink.send(value=value)
+        return
+    outcome = sink(value)
+    if inspect.isawaitable(outcome):
+        await outcome
+
+
+async def receive(
+    app: App, broker: Broker, process: str, tasks: set[asyncio.Task[None]]
+) -> Replies:
+    """Open the topic that replies to this process come to, and take them as they come."""
+    topic = f"{app.id}-reply-{process}"
+    session = broker.session(
+        Subscription(app.id, f"reply-{process}", 0, 1, {f"reply-{process}": [topic]}, {})
+    )
+    session.partitions_of(topic)
+    await session.open()
+    replies = Replies(topic)
+
+    async def take() -> None:
+        stored_at = time.monotonic()
+        positions: dict[tuple[str, TP], int] = {}
+        while True:
+            for batch in await session.poll(1000):
+                for data in batch.values:
+                    _take(replies, data)
+                positions[f"reply-{process}", batch.tp] = batch.end
+            # Only what was taken is trimmed from the log; a crash in between costs nothing,
+            # since nobody waits for what came before it.
+            if time.monotonic() - stored_at > 1:
+                await session.commit(Checkpoint(positions=dict(positions)))
+                stored_at = time.monotonic()
+
+    task = asyncio.get_running_loop().create_task(
+        take(), name=f"{process} replies", context=Context()
+    )
+    tasks.add(task)
+    return replies
+
+
+def _take(replies: Replies, data: bytes | None) -> None:
+    try:
+        response = msgspec.json.decode(data or b"", type=ReqRepResponse)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("a reply on %s cannot be read: %s", replies.topic, error)
+    else:
+        replies.arrived(response.correlation_id, response.value, response.error)
