@@ -15,7 +15,7 @@ from streamd.commands import AppCommand
 from streamd.cron import Cron
 from streamd.errors import AppError
 from streamd.groups import APP_GROUP, RESERVED, Group, home_of, work_out
-from streamd.tables import Table
+from streamd.tables import Table as TableObject
 from streamd.topics import Topic
 from streamd.uses import Uses, uses_of
 
@@ -50,7 +50,7 @@ class Page:
     path: str
     name: str
     view: type[web.View]
-    table: Table | None
+    table: TableObject | None
     match_info: str | None
     query_param: str | None
     target: Any  # what the user decorated
@@ -61,7 +61,7 @@ class Page:
 class TableRoute:
     """What `@app.table_route` notes on a function for `@app.page` to find."""
 
-    table: Table
+    table: TableObject
     match_info: str | None
     query_param: str | None
 
@@ -87,7 +87,7 @@ class App:
         self.keywords: dict[str, Any] = settings
         self.agents: dict[str, Agent] = {}  # by full name, in order of definition
         self.topics: dict[str, Topic] = {}
-        self.tables: dict[str, Table] = {}
+        self.tables: dict[str, TableObject] = {}
         self.timers: list[Timer] = []
         self.pages: list[Page] = []
         self.commands: dict[str, AppCommand] = {}
@@ -248,14 +248,14 @@ class App:
         key_serializer: str | Codec | None = "json",
         value_serializer: str | Codec | None = "json",
         **unused: Any,
-    ) -> Table:
+    ) -> TableObject:
         """Declare a table; see `streamd.tables.Table`."""
         if name in self.tables:
             raise AppError(
                 f"two tables are named {name!r}: every table needs a name of its own"
             )
         self._note_unused("Table", unused)
-        table = Table(
+        table = TableObject(
             self, name, default=default, partitions=partitions, help=help,
             key_type=key_type, value_type=value_type,
             key_codec=codec_for(key_serializer, key_type, default="json"),
@@ -340,7 +340,7 @@ class App:
 
     def table_route(
         self,
-        table: Table,
+        table: TableObject,
         *,
         match_info: str | None = None,
         query_param: str | None = None,
@@ -521,7 +521,7 @@ class App:
             warnings=list(self.warnings),
         )
 
-    def route_topic(self, table: Table) -> Topic | None:
+    def route_topic(self, table: TableObject) -> Topic | None:
         """The topic whose keys decide where a key of `table` lives; None: it has no agent."""
         for group in self.groups:
             if table in group.tables and group.agents:
@@ -543,7 +543,7 @@ class App:
             help=agent.help,
         )
 
-    def _table_info(self, table: Table) -> wire.TableInfo:
+    def _table_info(self, table: TableObject) -> wire.TableInfo:
         topic = self.route_topic(table)
         codec = topic.key_codec if topic is not None else table.key_codec
         return wire.TableInfo(

@@ -99,8 +99,8 @@ class Placed:
         self._metadata = metadata
 
     def __await__(self) -> Generator[Any, None, RecordMetadata]:
+        yield from ()
         return self._metadata
-        yield
 
 
 Sent = Buffered | Placed

@@ -246,12 +246,12 @@ class Table(dict[Any, Any]):
     def hold(self, parts: dict[int, Part], place: Callable[[Any], int], checked: bool) -> None:
         """This process owns these partitions from now on."""
         self._parts, self._part, self._place = parts, None, place
-        self.__class__ = Checked if checked else Held  # type: ignore[assignment]
+        self.__class__ = Checked if checked else Held
 
     def look_elsewhere(self, remote: Remote, place: Callable[[Any], int]) -> None:
         """This process does not run the table's group: reads go to the owner."""
         self.remote, self._place = remote, place
-        self.__class__ = Foreign  # type: ignore[assignment]
+        self.__class__ = Foreign
 
     def enter(self, partition: int | None) -> None:
         """From now on user code's writes belong to `partition`; None: each to its hash's."""
@@ -421,7 +421,7 @@ class Held(Table):
 
     __slots__ = ()
 
-    __setitem__ = dict.__setitem__  # type: ignore[assignment]
+    __setitem__ = dict.__setitem__
 
     def __missing__(self, key: Any) -> Any:
         part = self._part

@@ -1,6 +1,6 @@
 """A topic: a name, the codecs of its keys and values, and the way to send to it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from streamd.codecs import Codec, codec_for
@@ -15,7 +15,7 @@ from streamd.context import (
 )
 from streamd.partition import fast_partition_for
 
-HeadersArgument = Mapping[str, bytes | str] | list[tuple[str, bytes | str]] | None
+HeadersArgument = Mapping[str, Any] | Sequence[tuple[str, Any]] | None
 
 # Placed keys remembered for each topic: a key of a hot set is hashed once.
 REMEMBERED_KEYS = 20_000

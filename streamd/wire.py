@@ -19,7 +19,7 @@ from streamd.errors import WireError
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 
 
-class Message(msgspec.Struct, tag=True, array_like=True, frozen=True):
+class Message(msgspec.Struct, tag=True, array_like=True):
     """What a frame carries."""
 
 
