@@ -1,4 +1,10 @@
-"""The master and the guardian: start, watch, signal and restart every other process."""
+"""The master and the guardian: start, watch, signal and restart every other process.
+
+Reading order: `guardian` starts the master; `master` is its one loop; `child` is a process that
+should run, `states` and `policy` say what becomes of it, `zygote` and `reaper` bring and bury
+its runs; `claims` takes what an instance holds on the host; `logs`, `stacks`, `owners`,
+`snapshot`, `registry`, `notify` and `control` tell the world.
+"""
 
 if __name__ != "streamd.supervisor":
     raise ImportError(f"import this package as streamd.supervisor, not {__name__}")

@@ -1,0 +1,199 @@
+"""The verbs of the control socket, which the command line and the stats page use.
+
+A client is a process of the same user or of root; what it sends is bounded, and how long it
+stays does not matter: a client too many takes the place of the one that was silent longest.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+
+from streamd.errors import StreamdError, UsageError
+from streamd.instance import identify
+from streamd.link import Answer, Link, serve
+from streamd.supervisor import policy
+from streamd.supervisor.logs import as_data
+from streamd.wire import Command, Document, Message
+
+if TYPE_CHECKING:
+    from streamd.supervisor.master import Master
+
+MAX_FRAME_BYTES = 1024 * 1024
+MAX_CLIENTS = 32
+
+
+class Control:
+    """Serves the control socket and carries out its commands."""
+
+    def __init__(self, master: "Master") -> None:
+        self._master = master
+        self._server: asyncio.Server | None = None
+        self._clients: dict[Link, float] = {}  # client -> when it was heard last
+
+    async def serve(self) -> None:
+        """Listen; returns at once.
+
+        Raises:
+            NotPermitted: The path of the socket is too long.
+        """
+        self._server = await serve(
+            self._master.folder.control_path,
+            "control",
+            self._on_message,
+            max_frame_bytes=MAX_FRAME_BYTES,
+            allowed_uids=frozenset({0, os.geteuid()}),
+            on_connect=self._on_connect,
+        )
+
+    def close(self) -> None:
+        """Take no more clients; those that wait read the end of file when the master ends."""
+        if self._server is not None:
+            self._server.close()
+
+    def _on_connect(self, link: Link) -> bool:
+        self._clients = {
+            client: at for client, at in self._clients.items() if not client.closed.is_set()
+        }
+        if len(self._clients) >= MAX_CLIENTS:
+            silent = min(self._clients, key=self._clients.__getitem__)
+            del self._clients[silent]
+            silent.close()
+        self._clients[link] = time.monotonic()
+        return True
+
+    async def _on_message(self, link: Link, message: Message) -> Answer:
+        self._clients[link] = time.monotonic()
+        if not isinstance(message, Command):
+            raise UsageError(
+                f"the control socket takes commands, not a {type(message).__name__}"
+            )
+        return self.carry_out(link, message)
+
+    def carry_out(self, link: Link, command: Command) -> Answer:
+        """Begin a command; its answers come as an iterator.
+
+        Raises:
+            UsageError: There is no such verb.
+        """
+        verb = getattr(self, f"do_{command.verb}", None)
+        if verb is None:
+            known = [name.removeprefix("do_") for name in dir(self) if name.startswith("do_")]
+            raise UsageError(f"no command {command.verb!r}: there is {', '.join(known)}")
+        answers: AsyncIterator[Message] = verb(command.args)
+        return answers
+
+    # The verbs. Each yields its documents.
+
+    async def do_status(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        yield Document(self._master.snapshot())
+
+    async def do_ps(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        strays = self._master.fleet.reaper.strays
+        rows = self._master.snapshots.processes()
+        for row in rows:
+            row["strays"] = [{"pid": pid, "name": strays[pid].name} for pid in row["strays"]]
+        yield Document(rows)
+
+    async def do_hello(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        hello = self._master.fleet.hello
+        if hello is None:
+            raise StreamdError("the app is still being imported")
+        yield Document(msgspec.to_builtins(hello))
+
+    async def do_owners(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        yield Document(msgspec.to_builtins(self._master.fleet.owners.frame()))
+
+    async def do_tree(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        fleet = self._master.fleet
+        pids = {"guardian": os.getppid(), "master": os.getpid()}
+        pids |= {child.name: child.run.pid for child in fleet.children.values() if child.run}
+        pids |= {f"stray {stray.name}": stray.pid for stray in fleet.reaper.strays.values()}
+        rows = []
+        for name, pid in pids.items():
+            try:
+                rows.append({"process": name, **msgspec.to_builtins(identify(pid))})
+            except ProcessLookupError:
+                continue
+        yield Document(rows)
+
+    async def do_events(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        since = float(args.get("since") or 0.0)
+        events = self._master.registry.events
+        yield Document([event for event in events if event["t"] >= since])
+
+    async def do_logs(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        wanted = set(args.get("names") or ())
+        level = args.get("level") or "DEBUG"
+        logs = self._master.logs
+
+        def is_wanted(process: str) -> bool:
+            return not wanted or process in wanted or process.partition("#")[0] in wanted
+
+        # Followed before it is read: no line falls between.
+        follower = logs.follow(is_wanted, level=level)
+        for line in logs.select(
+            is_wanted,
+            lines=int(args.get("lines") or 0),
+            level=level,
+            since=float(args.get("since") or 0.0),
+        ):
+            yield Document(as_data(line))
+        if args.get("follow"):
+            async for line in follower:
+                yield Document(as_data(line))
+
+    async def do_stacks(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        names = list(args.get("names") or ())
+        chosen = self._chosen(names, "master") if names else None
+        blocks = await self._master.collect_stacks(chosen)
+        yield Document("\n".join(blocks.values()))
+
+    async def do_stop(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        mode = args.get("mode", "warm")
+        if mode not in ("warm", "cold"):
+            raise UsageError(f"stop is warm or cold, not {mode!r}")
+        self._master.enqueue(signal.SIGTERM if mode == "warm" else signal.SIGQUIT)
+        yield Document({"stopping": mode})
+        while args.get("wait"):
+            # The end of the connection is the end of the instance.
+            await asyncio.sleep(0.5)
+            yield Document({"left": self._master.left()})
+
+    async def do_restart(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        names = self._chosen(list(args.get("names") or ()))
+        await self._master.restart(names)
+        yield Document(names)
+
+    def do_reload(self, args: dict[str, Any]) -> NoReturn:
+        raise StreamdError(
+            "reload is not available in this version",
+            remedy="streamd restart runs the processes anew; stop and start read new code",
+        )
+
+    def do_scale(self, args: dict[str, Any]) -> NoReturn:
+        raise StreamdError(
+            "the number of processes cannot be changed while it runs in this version",
+            remedy="set processes=N on an agent of the group, then stop and start",
+        )
+
+    def _chosen(self, names: list[str], *more: str) -> list[str]:
+        """The processes that these names mean; all agents and the web process without a name.
+
+        Raises:
+            UsageError: A name means no process.
+        """
+        children = self._master.fleet.children
+        if not names:
+            return [child.name for child in children.values() if child.kind in ("agent", "web")]
+        known = [*children, *more]
+        chosen, unknown = policy.expand(names, known)
+        if unknown:
+            raise UsageError(
+                f"there is no process {unknown[0]!r}", seen=[f"there is {', '.join(known)}"]
+            )
+        return chosen

@@ -1,0 +1,753 @@
+"""All processes of an instance: how each is started, what its messages and its end mean.
+
+The order of a run: `start` → a process exists → it says `Ready` → it ends → `_on_exit` asks the
+policy → `start` again, now or later, or never. Every step moves the child's state.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from streamd.errors import StreamdError
+from streamd.instance import Folder, StartSpec, process_state
+from streamd.link import Answer, Link, LinkLost, adopt
+from streamd.supervisor import policy, stacks
+from streamd.supervisor.child import Child, Run, identity_of, spawn
+from streamd.supervisor.logs import LogPipe, Logs
+from streamd.supervisor.owners import OwnerMap
+from streamd.supervisor.pages import BeatPage, DumpFile
+from streamd.supervisor.policy import Ending, Exit, HangWatch, Suspects
+from streamd.supervisor.reaper import Reaper
+from streamd.supervisor.registry import Registry
+from streamd.supervisor.states import Event, State
+from streamd.supervisor.zygote import ZygoteLink
+from streamd.wire import (
+    Command,
+    Declare,
+    Draining,
+    Failing,
+    Fork,
+    Forked,
+    ForkFailed,
+    GroupPlan,
+    Hello,
+    Import,
+    ImportFailed,
+    LogState,
+    Message,
+    Note,
+    Owns,
+    Plan,
+    Ready,
+    Site,
+    Stats,
+)
+
+log = logging.getLogger(__name__)
+
+HANG_DUMP_S = 0.5
+HOLDER_S = 2.0
+LAST_WORDS_S = 0.05
+DECLARE_S = 30.0
+
+OF_ENDING = {
+    Ending.OUTSIDE: " from outside",
+    Ending.OUT_OF_MEMORY: ": the kernel was out of memory",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings that the master goes by, as the app resolved them."""
+
+    datadir: Path
+    broker: str
+    grace_s: float
+    hang_limit_s: float
+    web_enabled: bool
+    web_bind: str
+    web_port: int
+
+    @classmethod
+    def of(cls, hello: Hello) -> "Settings":
+        """Take them from what the zygote told."""
+        given = hello.settings
+        return cls(
+            Path(given["datadir"]).absolute(),
+            str(given["broker"]),
+            float(given["grace"]),
+            float(given["hang_limit"]),
+            bool(given["web_enabled"]),
+            str(given["web_bind"]),
+            int(given["web_port"]),
+        )
+
+
+@dataclass(slots=True)
+class _Fork:
+    """A fork that the zygote was asked for."""
+
+    child: Child
+    plan: Plan
+    via: ZygoteLink
+    link: Link
+    logs: LogPipe
+    page: BeatPage
+    dump: DumpFile
+    asked_at: float  # monotonic
+
+    def close(self) -> None:
+        self.link.close()
+        self.logs.close()
+        self.page.close()
+        self.dump.close()
+
+
+class Fleet:
+    """The children of the master."""
+
+    def __init__(
+        self,
+        spec: StartSpec,
+        folder: Folder,
+        logs: Logs,
+        registry: Registry,
+        on_command: Callable[[Link, Command], Answer],
+    ) -> None:
+        self.children: dict[str, Child] = {"zygote": Child("zygote", "zygote")}
+        self.owners = OwnerMap()
+        self.reaper = Reaper()
+        self.imported: asyncio.Future[Hello] = asyncio.get_running_loop().create_future()
+        self.hello: Hello | None = None
+        self.settings: Settings | None = None
+        self.web_listener: socket.socket | None = None
+        self.restarting = True  # False: what ends stays down
+        self.suspects: dict[str, Suspects] = {}  # group -> events that took it down
+        self._spec = spec
+        self._folder = folder
+        self._logs = logs
+        self._registry = registry
+        self._on_command = on_command
+        self._zygote: ZygoteLink | None = None
+        self._fork_ids = itertools.count(1)
+        self._forks: dict[int, _Fork] = {}  # asked for, not told yet
+        self._to_fork: list[Child] = []  # wait for a zygote
+        self._runs: dict[Link, tuple[Child, Run]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._kills_for_memory = kernel_kills()
+
+    # What there is.
+
+    @property
+    def agents(self) -> list[Child]:
+        """The agent processes, in order of the data flow."""
+        return [child for child in self.children.values() if child.kind == "agent"]
+
+    def of_group(self, group: str) -> list[Child]:
+        """The agent processes that are named after this group."""
+        return [child for child in self.agents if child.group == group]
+
+    def add(self, name: str, kind: str, group: str = "") -> Child:
+        """Make a place for a process; it is STOPPED."""
+        child = Child(name, kind, group)
+        child.last_exit = self._registry.last_exits.get(name)
+        self.children[name] = child
+        return child
+
+    # Starting.
+
+    def start(self, child: Child, event: Event = Event.START) -> None:
+        """Move a child to STARTING and make its process."""
+        child.move(event)
+        self._spawn_task(self._start(child), f"start {child.name}")
+
+    async def _start(self, child: Child) -> None:
+        try:
+            match child.kind:
+                case "zygote":
+                    self._start_zygote(child)
+                case "log":
+                    arguments = [str(self._datadir), str(self._folder.log_path)]
+                    await self._start_linked(child, "streamd.agentproc.log", arguments)
+                case "web":
+                    assert self.web_listener is not None
+                    number = self.web_listener.fileno()
+                    await self._start_linked(child, "streamd.webgw", [str(number)], keep=number)
+                    self.greet_web()
+                case "agent":
+                    await self._ask_fork(child)
+        except OSError as error:
+            self._start_failed(child, f"could not be started: {error.strerror}")
+
+    def _start_zygote(self, child: Child) -> None:
+        ours, theirs = socket.socketpair()
+        logs = LogPipe(child.name, self._logs.put)
+        pid = spawn("streamd.agentproc.zygote", [], theirs, logs)
+        self._zygote = ZygoteLink(ours, self._on_zygote_message, self._on_zygote_lost)
+        self._began(child, pid, logs)
+        self._zygote.send(
+            Import(
+                self._spec.app,
+                self._spec.options,
+                self._spec.config_file,
+                self._spec.mode == "worker",
+            )
+        )
+
+    async def _start_linked(
+        self, child: Child, module: str, arguments: list[str], *, keep: int = -1
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        logs = LogPipe(child.name, self._logs.put)
+        link = await adopt(ours, child.name, self._on_message)
+        try:
+            pid = spawn(module, arguments, theirs, logs, keep=keep)
+        except OSError:
+            link.close()
+            logs.close()
+            raise
+        run = self._began(child, pid, logs)
+        run.link = link
+        assert self.settings is not None
+        run.hangs = HangWatch(self.settings.hang_limit_s)
+        self._runs[link] = (child, run)
+
+    async def _ask_fork(self, child: Child) -> None:
+        if child.state is not State.STARTING:
+            return
+        ours, theirs = socket.socketpair()
+        link = await adopt(ours, child.name, self._on_message)
+        zygote = self._zygote
+        if zygote is None or self.children["zygote"].state is not State.RUNNING:
+            link.close()
+            theirs.close()
+            self._to_fork.append(child)
+            return
+        logs = LogPipe(child.name, self._logs.put)
+        page, dump = BeatPage(), DumpFile()
+        id = next(self._fork_ids)
+        plan = self._plan(child)
+        self._forks[id] = _Fork(child, plan, zygote, link, logs, page, dump, time.monotonic())
+        zygote.send(
+            Fork(id, plan),
+            id=id,
+            descriptors=[theirs.fileno(), logs.write_end, page.fd, dump.fd],
+        )
+        theirs.close()
+        logs.close_write_end()
+
+    def _plan(self, child: Child) -> Plan:
+        assert self.hello is not None
+        alone = self._spec.mode == "worker"
+        if alone:
+            groups = [GroupPlan(group.name, 0, 1) for group in self.hello.groups]
+            slot = 0
+        else:
+            slot = int(child.name.partition("#")[2])
+            groups = [GroupPlan(child.group, slot, len(self.of_group(child.group)))]
+        parked = [
+            suspect
+            for group in groups
+            if group.group in self.suspects
+            for suspect in self.suspects[group.group].parked
+        ]
+        return Plan(
+            process=child.name,
+            groups=groups,
+            address=str(self._folder.process_path(child.name)),
+            runtime_dir=str(self._folder.path),
+            datadir=str(self._datadir),
+            careful=child.careful,
+            parked=parked,
+            leader=slot == 0,
+            alone=alone,
+        )
+
+    @property
+    def _datadir(self) -> Path:
+        assert self.settings is not None
+        return self.settings.datadir
+
+    def _began(self, child: Child, pid: int, logs: LogPipe) -> Run:
+        logs.pid = pid
+        pidfd = self.reaper.watch(pid, lambda exit: self._on_exit(child, exit))
+        run = Run(pid, pidfd, identity_of(pid), logs)
+        child.run = run
+        self._registry.started(child.name, run.identity, child.restarts)
+        if child.state is State.STOPPING:
+            # Told to stop while it was being made.
+            run.signal(signal.SIGTERM)
+        return run
+
+    def _start_failed(self, child: Child, why: str) -> None:
+        log.warning("%s %s", child.name, why)
+        child.last_exit = why
+        if child.state is State.STOPPING:
+            child.move(Event.EXIT)
+            return
+        child.move(Event.EXIT)
+        self._decide(child, Ending.DEPENDENCY, uptime_s=0.0, settled=0)
+
+    # Messages.
+
+    def _on_zygote_message(self, message: Message) -> None:
+        match message:
+            case Hello():
+                self._on_hello(message)
+            case ImportFailed():
+                child = self.children["zygote"]
+                child.failing = Failing(
+                    message.message, message.seen, message.remedy, message.exit_code
+                )
+                if not self.imported.done():
+                    self.imported.set_exception(ImportRefused(message))
+                else:
+                    log.error(
+                        "the app cannot be imported any more: %s; what runs goes on, what ends "
+                        "cannot be restarted",
+                        message.message,
+                    )
+            case Forked():
+                self._on_forked(message)
+            case ForkFailed():
+                fork = self._forks.pop(message.id)
+                fork.close()
+                self._start_failed(fork.child, message.error)
+            case _:
+                log.error("the zygote sent a %s", type(message).__name__)
+
+    def _on_hello(self, hello: Hello) -> None:
+        child = self.children["zygote"]
+        if self.hello is not None and not is_same_app(self.hello, hello):
+            child.failing = Failing(
+                "the app on disk is not the one that runs: "
+                "its groups, topics or tables changed",
+                [],
+                "streamd restart, to run the new one",
+                78,
+            )
+            log.error("%s; what ends cannot be restarted", child.failing.message)
+            self.kill(child, "the app changed", Ending.PERMANENT)
+            return
+        if self.hello is None:
+            self.hello = hello
+        if child.state is State.STARTING:
+            self._is_running(child)
+        if not self.imported.done():
+            self.imported.set_result(hello)
+        waiting, self._to_fork = self._to_fork, []
+        for each in waiting:
+            self._spawn_task(self._start(each), f"start {each.name}")
+
+    def _on_forked(self, message: Forked) -> None:
+        fork = self._forks.pop(message.id)
+        try:
+            run = self._began(fork.child, message.pid, fork.logs)
+        except ProcessLookupError:
+            fork.close()
+            self._start_failed(fork.child, "was gone before it could be watched")
+            return
+        run.link, run.page, run.dump, run.plan = fork.link, fork.page, fork.dump, fork.plan
+        assert self.settings is not None
+        run.hangs = HangWatch(self.settings.hang_limit_s)
+        self._runs[fork.link] = (fork.child, run)
+        fork.link.send(self.owners.frame())
+
+    def _on_zygote_lost(self, zygote: ZygoteLink) -> None:
+        # What it had forked, the middle processes have told: the link ends after their words.
+        lost = [id for id, fork in self._forks.items() if fork.via is zygote]
+        for id in lost:
+            fork = self._forks.pop(id)
+            fork.close()
+            if fork.child.state is State.STARTING:
+                self._to_fork.append(fork.child)
+            else:
+                fork.child.move(Event.EXIT)
+        if self._zygote is not zygote:
+            return
+        self._zygote = None
+        run = self.children["zygote"].run
+        if run is not None:
+            # One that has lost its link is of no use, whatever it does.
+            run.signal(signal.SIGTERM)
+
+    async def _on_message(self, link: Link, message: Message) -> Answer:
+        if link not in self._runs and self._zygote is not None:
+            # The process was faster than the word of its birth.
+            self._zygote.read_pending()
+        if link not in self._runs:
+            return None
+        child, run = self._runs[link]
+        run.heard_at = time.monotonic()
+        match message:
+            case LogState():
+                self._on_log_state(message)
+            case Ready():
+                if child.state is State.STARTING and child.kind == "log":
+                    await self._declare(child, link)
+                elif child.state is State.STARTING:
+                    self._is_running(child)
+            case Owns():
+                self._on_owns(child, run, message)
+            case Stats():
+                run.stats = message
+            case Note():
+                self.note(message.level, f"{child.name}: {message.text}")
+            case Draining():
+                run.draining = message.left
+            case Failing():
+                run.failing = message
+            case Command():
+                return self._on_command(link, message)
+            case _:
+                log.error("%s sent a %s", child, type(message).__name__)
+        return None
+
+    def _on_owns(self, child: Child, run: Run, owns: Owns) -> None:
+        run.owns[owns.group] = owns
+        assert run.plan is not None
+        place = next(plan for plan in run.plan.groups if plan.group == owns.group)
+        if self.owners.set(child.name, run.plan.address, place.slot, place.slots, owns):
+            self.tell_owners()
+
+    def _is_running(self, child: Child) -> None:
+        assert child.run is not None
+        child.move(Event.READY)
+        took_s = time.monotonic() - child.run.started_at
+        log.info("%s is RUNNING after %.2f s", child, took_s)
+
+    def tell_owners(self) -> None:
+        """Send the map of owners to everybody who asks owners."""
+        frame = self.owners.frame()
+        for child in self.children.values():
+            if child.kind in ("agent", "web") and child.run and child.run.link:
+                child.run.link.send(frame)
+
+    def greet_web(self) -> None:
+        """Tell the web process what to serve."""
+        web = self.children.get("web")
+        if web is None or web.run is None or web.run.link is None or self.hello is None:
+            return
+        hello = self.hello
+        web.run.link.send(
+            Site(hello.app_id, self._spec.name, hello.routes, hello.tables, hello.settings)
+        )
+        web.run.link.send(self.owners.frame())
+
+    async def _declare(self, child: Child, link: Link) -> None:
+        """Tell the log process the app's topics and tables; only then is it RUNNING."""
+        hello = self.hello
+        assert hello is not None
+        try:
+            await link.request(Declare(hello.topics, hello.tables, hello.groups), DECLARE_S)
+        except LinkLost:
+            return
+        except StreamdError as error:
+            child.failing = Failing(str(error), error.seen, error.remedy, error.exit_code)
+            self.kill(child, str(error), Ending.PERMANENT)
+            return
+        if child.state is State.STARTING:
+            self._is_running(child)
+
+    def note(self, level: str, text: str) -> None:
+        """Add to the history, and to the log."""
+        self._registry.note(level, text)
+        log.log(logging.getLevelNamesMapping().get(level.upper(), logging.INFO), "%s", text)
+
+    # Ends.
+
+    def _on_exit(self, child: Child, exit: Exit) -> None:
+        assert child.run is not None
+        child.run.pidfd = -1
+        self._spawn_task(self._bury(child, child.run, exit), f"bury {child.name}")
+
+    async def _bury(self, child: Child, run: Run, exit: Exit) -> None:
+        if run.link is not None:
+            # Its last words may still be in the socket.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await run.link.closed.wait()
+            self._runs.pop(run.link, None)
+        child.run = None
+        place = run.page.place if run.page is not None else None
+        settled, uptime_s = run.settled, time.monotonic() - run.started_at
+        run.close()
+        if child.kind == "zygote" and self._zygote is not None:
+            self._zygote.read_pending()
+        if run.stats is not None:
+            child.totals.add(run.stats)
+        child.failing = run.failing or child.failing
+        child.exit_code = exit.code if exit.code is not None else 128 + (exit.signal or 0)
+        child.last_exit = str(exit) + (f" ({run.killed_for})" if run.killed_for else "")
+        self._registry.ended(child.name, child.last_exit)
+        if self.owners.drop(child.name):
+            self.tell_owners()
+        self.sweep()
+        if child.state is State.STOPPING:
+            child.move(Event.EXIT)
+            log.info("%s (pid %d) %s", child.name, run.pid, child.last_exit)
+            return
+        child.move(Event.EXIT)
+        if child.kind == "zygote" and not self.imported.done():
+            self.imported.set_exception(
+                StreamdError(
+                    f"the process that imports {self._spec.app} {child.last_exit} "
+                    "before it was done"
+                )
+            )
+        ending = run.killed_as or policy.classify(
+            exit, out_of_memory=exit.signal == signal.SIGKILL and self._was_out_of_memory()
+        )
+        child.last_exit += OF_ENDING.get(ending, "")
+        log.warning("%s (pid %d) %s", child.name, run.pid, child.last_exit)
+        if run.failing is not None:
+            log.error("%s: %s", child.name, run.failing.message)
+        if run.plan is not None and policy.is_crash(ending):
+            self._suspect(child, run.plan, place)
+        child.careful = policy.is_crash(ending) or (child.careful and settled == 0)
+        self._decide(child, ending, uptime_s=uptime_s, settled=settled)
+
+    def _decide(self, child: Child, ending: Ending, *, uptime_s: float, settled: int) -> None:
+        decision = child.budget.decide(
+            ending,
+            now=time.monotonic(),
+            uptime_s=uptime_s,
+            settled=settled,
+            random=random.random(),
+        )
+        if not self.restarting:
+            child.move(Event.STOP)
+        elif not decision.restart:
+            child.move(Event.GIVE_UP)
+            self.note(
+                "ERROR", f"{child.name} is FATAL: {decision.reason}; last: {child.last_exit}"
+            )
+        elif decision.delay_s == 0.0:
+            child.restarts += 1
+            self.start(child, Event.RESTART)
+        else:
+            child.move(Event.DELAY)
+            child.retry_at = time.monotonic() + decision.delay_s
+            log.warning(
+                "%s is restarted in %.1f s (%s)", child.name, decision.delay_s, decision.reason
+            )
+            asyncio.get_running_loop().call_at(
+                child.retry_at, self._retry, child, child.retry_at
+            )
+
+    def _retry(self, child: Child, due: float) -> None:
+        if child.state is State.BACKOFF and child.retry_at == due:
+            child.restarts += 1
+            self.start(child, Event.RETRY)
+
+    def _suspect(self, child: Child, plan: Plan, place: policy.Place | None) -> None:
+        group = child.group
+        if place is not None and self.hello is not None:
+            agents = {
+                each.name: info.name for info in self.hello.groups for each in info.agents
+            }
+            group = agents.get(place[0], group)
+        suspects = self.suspects.setdefault(group, Suspects())
+        parked = suspects.on_death(place, careful=plan.careful)
+        if parked is not None:
+            self.note(
+                "ERROR",
+                f"{parked.agent}: {parked.topic}[{parked.partition}]@{parked.position} took "
+                f"its process down {parked.deaths} times: it goes to the dead letters",
+            )
+
+    def _was_out_of_memory(self) -> bool:
+        before, self._kills_for_memory = self._kills_for_memory, kernel_kills()
+        return self._kills_for_memory > before
+
+    # Stopping.
+
+    def stop(self, child: Child, number: int = signal.SIGTERM) -> None:
+        """Ask a child to end, warm by TERM or cold by QUIT; what has no process is STOPPED.
+
+        A child that is asked already is asked again only to end colder.
+        """
+        if child.state in (State.BACKOFF, State.FATAL, State.EXITED):
+            child.move(Event.STOP)
+        elif child.state in (State.STARTING, State.RUNNING):
+            child.move(Event.STOP)
+            if child in self._to_fork:
+                self._to_fork.remove(child)
+                child.move(Event.EXIT)
+        elif child.state is not State.STOPPING or number == signal.SIGTERM:
+            return
+        if child.run is not None:
+            if child.kind == "zygote" and self._zygote is not None and not self._forks:
+                self._zygote.close()
+                self._zygote = None
+            child.run.signal(number)
+
+    def kill(self, child: Child, why: str, ending: Ending = Ending.HANG) -> None:
+        """End a child's process now; `ending` is what the policy goes by."""
+        if child.run is not None:
+            child.run.killed_for, child.run.killed_as = why, ending
+            child.run.signal(signal.SIGKILL)
+
+    async def wait_ended(self, children: Iterable[Child]) -> None:
+        """Wait until none of these has a process."""
+        for child in children:
+            await child.wait_state(State.STOPPED)
+
+    async def restart(self, child: Child, grace_s: float) -> State:
+        """End a child warm, start it, wait until it runs or cannot; the state it came to.
+
+        After `grace_s` it is ended cold, then killed.
+        """
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL):
+            if number == signal.SIGKILL:
+                self.kill(child, "it did not end")
+            else:
+                self.stop(child, number)
+            try:
+                async with asyncio.timeout(grace_s if number == signal.SIGTERM else 1.0):
+                    await child.wait_state(State.STOPPED)
+            except TimeoutError:
+                continue
+            break
+        child.budget.forgive()
+        child.careful = False
+        child.failing = None
+        self.start(child)
+        return await child.wait_state(State.RUNNING, State.FATAL, State.BACKOFF, State.STOPPED)
+
+    # Looking after them.
+
+    def sweep(self) -> None:
+        """Reap adopted orphans that ended."""
+        if self._zygote is not None:
+            self._zygote.read_pending()
+        self.reaper.sweep(expecting=bool(self._forks))
+
+    def watch_hangs(self, now: float, *, was_late: bool) -> None:
+        """Look at every beat; end what does not turn. To be called some times a second."""
+        for child in self.children.values():
+            run = child.run
+            if run is None or child.state is not State.RUNNING or run.killed_for is not None:
+                continue
+            if child.kind == "zygote":
+                self._watch_forks(child, now, was_late=was_late)
+            elif run.hangs is not None and was_late:
+                run.hangs.forgive(now)
+            elif run.hangs is not None and run.hangs.is_hung(
+                beat := last_beat(child.kind, run, now), now
+            ):
+                run.killed_for, run.killed_as = "its loop did not turn", Ending.HANG
+                self._spawn_task(self._end_hung(child, run, now - beat), f"end {child.name}")
+
+    def _watch_forks(self, child: Child, now: float, *, was_late: bool) -> None:
+        assert self.settings is not None
+        for fork in self._forks.values():
+            if was_late:
+                fork.asked_at = now
+            elif now - fork.asked_at > self.settings.hang_limit_s:
+                self.note("ERROR", f"{child} did not fork {fork.child.name}; it is replaced")
+                self.kill(child, "it did not fork")
+                return
+
+    def _on_log_state(self, state: LogState) -> None:
+        # Who is stopped with the turn to write holds up everybody.
+        for child in self.agents:
+            run = child.run
+            if run is None or run.pid != state.holder_pid or run.killed_for is not None:
+                continue
+            if state.holder_s > HOLDER_S and is_stopped(run.pid):
+                run.killed_for, run.killed_as = "stopped with the turn to write", Ending.HANG
+                self._spawn_task(
+                    self._end_hung(child, run, state.holder_s), f"end {child.name}"
+                )
+
+    async def _end_hung(self, child: Child, run: Run, since_s: float) -> None:
+        try:
+            state = process_state(run.pid)
+        except ProcessLookupError:
+            return
+        dump = (await stacks.collect([child], HANG_DUMP_S)).get(child.name, "")
+        if state == "T":
+            reason = "it was stopped by a signal"
+        elif where := stacks.guilty(dump):
+            reason = f"it is in {where}"
+        else:
+            reason = f"its kernel state is {state}"
+        self.note(
+            "ERROR",
+            f"{child} hangs: its loop has not turned for {since_s:.1f} s, {reason}; "
+            "it is killed and restarted",
+        )
+        log.error("stacks of %s before it was killed:\n%s", child.name, dump)
+        run.signal(signal.SIGKILL)
+
+    def _spawn_task(self, coroutine: "asyncio._CoroutineLike[None]", name: str) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed", task.get_name(), exc_info=error)
+
+
+class ImportRefused(StreamdError):
+    """The app cannot be imported."""
+
+    def __init__(self, failed: ImportFailed) -> None:
+        super().__init__(failed.message, seen=failed.seen, remedy=failed.remedy)
+        self.exit_code = failed.exit_code
+        self.traceback = failed.traceback
+
+
+def is_same_app(before: Hello, now: Hello) -> bool:
+    """True if a process of `now` can run beside those of `before`."""
+    return all(
+        msgspec.msgpack.encode(getattr(before, part))
+        == msgspec.msgpack.encode(getattr(now, part))
+        for part in ("app_id", "groups", "topics", "tables", "routes")
+    )
+
+
+def last_beat(kind: str, run: Run, now: float) -> float:
+    """When the process showed last that its loop turns, monotonic; 0.0: not yet."""
+    if run.page is not None:
+        return run.page.beat
+    if kind == "log":
+        # It tells its state each second.
+        return run.heard_at
+    if run.link is not None and run.link.pending_bytes == 0:
+        # It takes the snapshot that is sent each second.
+        run.taken_at = now
+    return run.taken_at
+
+
+def is_stopped(pid: int) -> bool:
+    """True if a signal has stopped the process."""
+    try:
+        return process_state(pid) == "T"
+    except ProcessLookupError:
+        return False
+
+
+def kernel_kills() -> int:
+    """How often the kernel has killed for lack of memory, since boot."""
+    try:
+        with open("/proc/vmstat") as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    except OSError:
+        return 0
+    return 0

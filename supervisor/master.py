@@ -1,0 +1,604 @@
+"""The master: one loop that obeys signals, looks after the processes, and tells how it goes.
+
+Start: import the app → data directory and port → log and web → groups, sinks first → ready.
+Stop: web → tasks and pages → groups, sources first → zygote → log → whatever is left.
+A signal's handler only puts the signal into a queue; `handle_term` and the like carry it out.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import streamd
+from streamd.errors import ConfigError, StreamdError
+from streamd.instance import Folder, InstanceRecord, StartSpec, identify
+from streamd.link import Answer, Link
+from streamd.supervisor import claims, policy, stacks, tree
+from streamd.supervisor.child import Child
+from streamd.supervisor.control import Control
+from streamd.supervisor.fleet import Fleet, ImportRefused, Settings
+from streamd.supervisor.logs import Logs, LogsHandler, Output
+from streamd.supervisor.notify import Notify
+from streamd.supervisor.policy import LateWatch
+from streamd.supervisor.registry import Registry
+from streamd.supervisor.snapshot import Snapshots
+from streamd.supervisor.states import State
+from streamd.wire import Command, Hello, Snapshot
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+LATE_S = 1.0
+SECOND_S = 1.0
+WEB_GOODBYE_S = 1.0
+COLD_S = 0.7
+PROGRESS_S = 5.0
+STACKS_S = 1.0
+EXTEND_S = 30.0
+
+EXIT_WARM = 0
+EXIT_COLD = 3
+EXIT_BUG = 70
+
+SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU", "CHLD", "CONT")
+
+
+class Master:
+    """One run of the master."""
+
+    def __init__(self, spec: StartSpec, ready_fd: int, environment: dict[str, str]) -> None:
+        self.folder = Folder(Path(spec.folder))
+        self.registry = Registry()
+        self.logs = open_logs(spec)
+        self.fleet = Fleet(spec, self.folder, self.logs, self.registry, self._on_command)
+        self.phase = "starting"  # "starting" | "running" | "stopping"
+        self._spec = spec
+        self._ready_fd = ready_fd
+        self._notify = Notify(environment)
+        self._control = Control(self)
+        self._signals: deque[int] = deque()
+        self._wake = asyncio.Event()
+        self._work: asyncio.Task[None] | None = None  # the start, or the stop
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._interrupts = 0
+        self._exit_code: int | None = None
+        self._began_at = time.monotonic()
+        self._late = LateWatch(LATE_S)
+        self._record = InstanceRecord(
+            name=spec.name,
+            app=spec.app,
+            app_id="",
+            mode=spec.mode,
+            tree=spec.tree,
+            guardian=identify(os.getppid()),
+            master=identify(os.getpid()),
+            datadir="",
+            web="",
+            started_at=time.time(),
+            version=streamd.__version__,
+            unit=environment.get("STREAMD_UNIT", ""),
+        )
+        self.snapshots = self._make_snapshots("")
+
+    # The loop.
+
+    async def run(self) -> int:
+        """Start, look after everything until told to stop, leave nothing; the exit code."""
+        self._install_handlers()
+        tree.become_subreaper()
+        self.folder.write_record(self._record)
+        await self._control.serve()
+        self._begin(self._start(), "start")
+        second_at = self._began_at
+        while self._exit_code is None:
+            self._handle_signals()
+            now = time.monotonic()
+            late = self._late.was_late(now, time.clock_gettime(time.CLOCK_BOOTTIME))
+            self.fleet.watch_hangs(now, was_late=late)
+            if now >= second_at:
+                second_at = now + SECOND_S
+                self._each_second(now)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._wake.wait()
+            self._wake.clear()
+        self._leave_nothing()
+        return self._exit_code
+
+    def enqueue(self, number: int) -> None:
+        """Take a signal; it is carried out by the loop."""
+        self._signals.append(number)
+        self._wake.set()
+
+    def _install_handlers(self) -> None:
+        loop = asyncio.get_running_loop()
+        for name in SIGNALS:
+            number = getattr(signal, f"SIG{name}")
+            loop.add_signal_handler(number, self.enqueue, number)
+
+    def _handle_signals(self) -> None:
+        while self._signals:
+            name = signal.Signals(self._signals.popleft()).name.removeprefix("SIG")
+            getattr(self, f"handle_{name.lower()}")()
+
+    def _each_second(self, now: float) -> None:
+        self.fleet.sweep()
+        self.snapshots.tick(now)
+        web = self.fleet.children.get("web")
+        if web is not None and web.run is not None and web.run.link is not None:
+            web.run.link.send(Snapshot(msgspec.json.encode(self.snapshot())))
+        self.registry.commit()
+        self._notify.status(self.snapshots.sentence(self.phase))
+        if self.phase == "running":
+            self._notify.alive()
+        else:
+            self._notify.extend(EXTEND_S)
+
+    # Signals.
+
+    def handle_term(self) -> None:
+        """Stop warm; again: say what drains."""
+        if self.phase == "stopping":
+            log.info("still stopping: %s", "; ".join(self.left()) or "almost done")
+            return
+        self._stop("stopping: what runs is finished first")
+        self._begin(self._stop_warm(), "stop warm")
+
+    def handle_int(self) -> None:
+        """First: stop warm; second: stop cold. The guardian counts for itself."""
+        self._interrupts += 1
+        if self._interrupts == 1:
+            self.handle_term()
+        else:
+            self.handle_quit()
+
+    def handle_quit(self) -> None:
+        """Stop cold: what runs is done again at the next start."""
+        if self._work is not None and self._work.get_name() == "stop cold":
+            return
+        self._stop("stopping cold: events that run now will be done again")
+        self._begin(self._stop_cold(EXIT_COLD), "stop cold")
+
+    def handle_hup(self) -> None:
+        """Refuse to reload, and run the processes anew with the code that was imported."""
+        log.warning(
+            "reload is not available in this version: the processes are restarted with the "
+            "code that runs; stop and start read new code"
+        )
+        names = [child.name for child in self.fleet.children.values() if child.kind != "zygote"]
+        self._do(self.restart([name for name in names if name != "log"]), "restart")
+
+    def handle_usr1(self) -> None:
+        """Write the stacks of everything to the log."""
+        self._do(self._log_stacks(), "stacks")
+
+    def handle_usr2(self) -> None:
+        """Open the log file anew."""
+        self.logs.reopen()
+        log.info("the log file was opened anew")
+
+    def handle_ttin(self) -> None:
+        """Refuse: one process more."""
+        log.warning("TTIN: the number of processes cannot be changed while it runs")
+
+    def handle_ttou(self) -> None:
+        """Refuse: one process less."""
+        log.warning("TTOU: the number of processes cannot be changed while it runs")
+
+    def handle_chld(self) -> None:
+        """A child ended; known ones are seen through their pidfd."""
+        self.fleet.sweep()
+
+    def handle_cont(self) -> None:
+        """The master was stopped: nobody's beat was looked at meanwhile."""
+        self.fleet.watch_hangs(time.monotonic(), was_late=True)
+
+    # Start.
+
+    async def _start(self) -> None:
+        try:
+            await self._start_all()
+        except StreamdError as error:
+            self._tell_error(error)
+            self._stop(f"the start failed: {error}")
+            self._begin(self._stop_cold(error.exit_code), "stop cold")
+        except Exception as error:
+            log.exception("the start failed")
+            self._tell_error(StreamdError(f"{type(error).__name__}: {error}"), EXIT_BUG)
+            self._stop("the start failed")
+            self._begin(self._stop_cold(EXIT_BUG), "stop cold")
+
+    async def _start_all(self) -> None:
+        fleet = self.fleet
+        self._tell("zygote", "starting", f"imports {self._spec.app}")
+        fleet.start(fleet.children["zygote"])
+        hello = await fleet.imported
+        settings = fleet.settings = Settings.of(hello)
+        for warning in hello.warnings:
+            log.warning("%s", warning)
+        for group in hello.groups:
+            log.info("group %s: %s (%s)", group.name, _count(group.processes), group.why)
+        self._claim(hello, settings)
+        self._tell("zygote", "ready", f"{hello.origin}, {len(hello.groups)} groups")
+        self._make_children(hello, settings)
+        for kind in ("log", "web"):
+            if kind in fleet.children:
+                fleet.start(fleet.children[kind])
+        if "log" in fleet.children:
+            await self._wait_log(fleet.children["log"])
+        agents = self._in_order(policy.start_order([group.name for group in hello.groups]))
+        for child in agents:
+            fleet.start(child)
+        web = [child for child in fleet.children.values() if child.kind == "web"]
+        await asyncio.gather(*(self._wait_ready(child) for child in (*web, *agents)))
+        self.phase = "running"
+        self._notify.ready(self.snapshots.sentence(self.phase))
+        took_s = time.monotonic() - self._began_at
+        self._write_ready(
+            {"ready": True, "pid": os.getpid(), "web": self._record.web, "after_s": took_s}
+        )
+        self._close_ready()
+        self.registry.note("INFO", f"started by {self._spec.mode}")
+        where = f" {self._record.web}/" if self._record.web.startswith("http") else ""
+        log.info(
+            "%s is ready after %.1f s.%s %s",
+            self._spec.name,
+            took_s,
+            where,
+            self.snapshots.sentence("running"),
+        )
+
+    def _claim(self, hello: Hello, settings: Settings) -> None:
+        if settings.broker.startswith("memory") and self._spec.mode != "worker":
+            raise ConfigError(
+                f"broker={settings.broker!r} keeps nothing and joins no processes: "
+                "it is for tests",
+                remedy="leave broker out, or name embedded:// or kafka://…; or use worker",
+            )
+        claims.claim_datadir(settings.datadir, self._spec.name)
+        self.registry.open(settings.datadir / "registry.db")
+        if not self._spec.foreground and self._spec.logfile is None:
+            self.logs.move_to(Output(str(settings.datadir / "streamd.log")))
+        web = ""
+        if settings.web_enabled:
+            listener = claims.claim_port(settings.web_bind, settings.web_port)
+            self.fleet.web_listener = listener
+            web = claims.url_of(listener)
+        self._record = msgspec.structs.replace(
+            self._record, app_id=hello.app_id, datadir=str(settings.datadir), web=web
+        )
+        self.folder.write_record(self._record)
+        self.snapshots = self._make_snapshots(settings.broker)
+
+    def _make_children(self, hello: Hello, settings: Settings) -> None:
+        fleet = self.fleet
+        if settings.broker.startswith("embedded"):
+            fleet.add("log", "log")
+        if self._spec.mode == "worker":
+            fleet.add("app#0", "agent", "app")
+        else:
+            for group in hello.groups:
+                for slot in range(group.processes):
+                    fleet.add(f"{group.name}#{slot}", "agent", group.name)
+        if settings.web_enabled:
+            fleet.add("web", "web")
+
+    def _in_order(self, groups: Sequence[str]) -> list[Child]:
+        """The agent processes, group by group."""
+        named = [child for group in groups for child in self.fleet.of_group(group)]
+        return named + [child for child in self.fleet.agents if child not in named]
+
+    async def _wait_log(self, child: Child) -> None:
+        """Wait for the log; whatever ends it now ends the start, for somebody is there."""
+        self._tell(child.name, "starting")
+        while child.state is not State.RUNNING:
+            if child.restarts or child.state in (State.BACKOFF, State.FATAL):
+                raise _failure_of(child)
+            await child.wait_change()
+        self._tell_ready(child)
+
+    async def _wait_ready(self, child: Child) -> None:
+        """Wait for a process; one that crashes too often leaves the instance degraded.
+
+        Raises:
+            StreamdError: It says that it can never run.
+        """
+        self._tell(child.name, "starting")
+        if await child.wait_state(State.RUNNING, State.FATAL) is State.RUNNING:
+            self._tell_ready(child)
+            return
+        self._tell(child.name, "fatal", child.last_exit or "")
+        if child.exit_code == 78:
+            raise _failure_of(child)
+
+    def _tell_ready(self, child: Child) -> None:
+        partitions = self.fleet.owners.partitions(child.name)
+        detail = f"pid {child.run.pid}" if child.run else ""
+        if child.kind == "web":
+            detail = self._record.web
+        elif partitions:
+            detail += f", partitions {' '.join(map(str, partitions))}"
+        self._tell(child.name, "ready", detail)
+
+    def _tell(self, process: str, state: str, detail: str = "") -> None:
+        after_s = round(time.monotonic() - self._began_at, 3)
+        self._write_ready(
+            {"process": process, "state": state, "after_s": after_s, "detail": detail}
+        )
+
+    def _tell_error(self, error: StreamdError, exit_code: int | None = None) -> None:
+        trace = error.traceback if isinstance(error, ImportRefused) else ""
+        if self._ready_fd < 0:
+            lines = [f"Error: {error}", *(f"  {seen}" for seen in error.seen)]
+            lines += [f"Try: {error.remedy}"] if error.remedy else []
+            self.logs.flush(1.0)
+            text = trace.rstrip() + "\n" * bool(trace) + "\n".join(lines) + "\n"
+            with contextlib.suppress(OSError):
+                os.write(2, text.encode(errors="replace"))
+            return
+        self._write_ready(
+            {
+                "error": {
+                    "message": str(error),
+                    "seen": error.seen,
+                    "remedy": error.remedy,
+                    "exit_code": exit_code or error.exit_code,
+                    "traceback": trace,
+                }
+            }
+        )
+        self._close_ready()
+
+    def _write_ready(self, told: dict[str, Any]) -> None:
+        if self._ready_fd < 0:
+            return
+        try:
+            os.write(self._ready_fd, json.dumps(told).encode() + b"\n")
+        except OSError:
+            # Who started us has not the time to wait.
+            self._close_ready()
+
+    def _close_ready(self) -> None:
+        if self._ready_fd >= 0:
+            os.close(self._ready_fd)
+            self._ready_fd = -1
+
+    # Stop.
+
+    def _stop(self, why: str) -> None:
+        if self.phase != "stopping":
+            self.registry.note("INFO", why)
+        self.phase = "stopping"
+        self.fleet.restarting = False
+        self._notify.stopping()
+        log.info("%s", why)
+
+    async def _stop_warm(self) -> None:
+        fleet = self.fleet
+        grace_s = fleet.settings.grace_s if fleet.settings else COLD_S
+        self._do(self._log_draining(), "log what drains")
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._end_warm(self._kind("web"), WEB_GOODBYE_S)
+                groups = [group.name for group in fleet.hello.groups] if fleet.hello else []
+                for group in policy.stop_order(groups):
+                    await self._end_warm(fleet.of_group(group))
+                await self._end_warm(fleet.agents)
+                await self._end_warm(self._kind("zygote"))
+                await self._end_warm(self._kind("log"))
+                await fleet.wait_ended(fleet.children.values())
+        except TimeoutError:
+            log.warning(
+                "the grace of %g s is over; ended cold, and done again at the next start: %s",
+                grace_s,
+                "; ".join(self.left()),
+            )
+            await self._stop_cold(EXIT_COLD)
+            return
+        self._exit_code = EXIT_WARM
+        self._wake.set()
+
+    async def _end_warm(self, children: Sequence[Child], limit_s: float | None = None) -> None:
+        for child in children:
+            self.fleet.stop(child)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self.fleet.wait_ended(children)
+
+    async def _stop_cold(self, exit_code: int) -> None:
+        fleet = self.fleet
+        for child in fleet.children.values():
+            if child.kind == "agent":
+                fleet.stop(child, signal.SIGQUIT)
+            elif child.kind != "log":
+                # Neither keeps anything.
+                fleet.stop(child, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COLD_S):
+                await fleet.wait_ended(fleet.agents)
+                await self._end_warm(self._kind("log"))
+                await fleet.wait_ended(fleet.children.values())
+        left = [child.name for child in fleet.children.values() if child.run is not None]
+        if left:
+            log.warning("killed, since they did not end: %s", ", ".join(left))
+        self._exit_code = exit_code
+        self._wake.set()
+
+    def _kind(self, kind: str) -> list[Child]:
+        return [child for child in self.fleet.children.values() if child.kind == kind]
+
+    def left(self) -> list[str]:
+        """What still has to end, and what it works on."""
+        return [
+            child.name + (f" ({', '.join(child.run.draining)})" if child.run.draining else "")
+            for child in self.fleet.children.values()
+            if child.run is not None
+        ]
+
+    async def _log_draining(self) -> None:
+        await asyncio.sleep(SECOND_S)
+        while self._exit_code is None:
+            log.info("stopping: still there: %s", "; ".join(self.left()))
+            await asyncio.sleep(PROGRESS_S)
+
+    def _leave_nothing(self) -> None:
+        """Kill what is left, wait for it, and tidy the runtime folder up. Blocks."""
+        self._control.close()
+        strays = [f"{stray.name} ({stray.pid})" for stray in self.fleet.reaper.strays.values()]
+        if strays:
+            log.info("ending what processes left behind: %s", ", ".join(strays))
+        self.fleet.reaper.forget_all()
+        for found in tree.kill_children(deadline_s=5.0):
+            log.error("process %s cannot be ended: the kernel does not let it go", found)
+        for child in self.fleet.children.values():
+            if child.run is not None:
+                child.run.logs.drain()
+        for path in self.folder.path.glob("*.sock"):
+            path.unlink(missing_ok=True)
+        took_s = time.monotonic() - self._began_at
+        self.registry.note("INFO", f"ended with {self._exit_code} after {took_s:.0f} s")
+        self.registry.close(0.2)
+        words = {EXIT_WARM: "warm", EXIT_COLD: "cold"}
+        how = words.get(self._exit_code or 0, f"with exit code {self._exit_code}")
+        log.info("%s stopped %s", self._spec.name, how)
+        self.logs.flush(0.3)
+
+    # What the verbs of `control` need.
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of this moment."""
+        return self.snapshots.build(self.phase)
+
+    async def restart(self, names: Sequence[str]) -> None:
+        """Restart processes, one at a time; each must run before the next is touched.
+
+        Raises:
+            StreamdError: One did not come to run, or the instance is not up.
+        """
+        if self.phase != "running" or self.fleet.settings is None:
+            raise StreamdError(
+                f"{self._spec.name} is {self.phase}: nothing can be restarted now"
+            )
+        for name in names:
+            child = self.fleet.children[name]
+            state = await self.fleet.restart(child, self.fleet.settings.grace_s)
+            if state is not State.RUNNING:
+                raise StreamdError(
+                    f"{name} is {state.value} after its restart: {child.last_exit}",
+                    remedy=f"streamd logs {name}",
+                )
+
+    async def collect_stacks(self, names: Sequence[str] | None) -> dict[str, str]:
+        """The stacks of these processes, or of all; process name → text."""
+        blocks = {}
+        if names is None or "master" in names:
+            head = f"== master (pid {os.getpid()}): {self.phase}"
+            blocks["master"] = f"{head}\n{stacks.own_stacks()}"
+        children = [
+            child
+            for child in self.fleet.children.values()
+            if names is None or child.name in names
+        ]
+        return blocks | await stacks.collect(children, STACKS_S)
+
+    async def _log_stacks(self) -> None:
+        for text in (await self.collect_stacks(None)).values():
+            log.info("%s", text.rstrip())
+
+    def _on_command(self, link: Link, command: Command) -> Answer:
+        return self._control.carry_out(link, command)
+
+    def _make_snapshots(self, broker: str) -> Snapshots:
+        record = self._record
+        fixed = {
+            "name": record.name,
+            "app": record.app,
+            "pid": record.master.pid,
+            "guardian_pid": record.guardian.pid,
+            "mode": record.mode,
+            "since": record.started_at,
+            "web": record.web,
+            "broker": broker.partition(":")[0],
+            "datadir": record.datadir,
+            "version": record.version,
+        }
+        return Snapshots(fixed, self.fleet, self.registry)
+
+    # Tasks.
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Let the start or the stop be replaced by what is to be done now."""
+        if self._work is not None and self._work is not asyncio.current_task():
+            self._work.cancel()
+        self._work = asyncio.get_running_loop().create_task(work, name=name)
+        self._work.add_done_callback(self._work_done)
+
+    def _work_done(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed; everything is killed", task.get_name(), exc_info=error)
+            self._exit_code = EXIT_BUG
+            self._wake.set()
+
+    def _do(self, job: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(job, name=name)
+        self._jobs.add(task)
+        task.add_done_callback(self._job_done)
+
+    def _job_done(self, task: "asyncio.Task[None]") -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("%s: %s", task.get_name(), error)
+
+
+def _failure_of(child: Child) -> StreamdError:
+    failing = child.failing
+    if failing is None:
+        error = StreamdError(
+            f"{child.name} {child.last_exit}",
+            remedy="the lines above say more, or streamd logs",
+        )
+    else:
+        error = StreamdError(failing.message, seen=failing.seen, remedy=failing.remedy)
+    error.exit_code = failing.exit_code if failing else child.exit_code or 1
+    return error
+
+
+def _count(processes: int) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes"
+
+
+def open_logs(spec: StartSpec) -> Logs:
+    """The log of the tree, and the master's own records in it.
+
+    Raises:
+        ConfigError: The log file cannot be written.
+    """
+    try:
+        output = Output(spec.logfile)
+    except OSError as error:
+        raise ConfigError(
+            f"the log file {spec.logfile} cannot be written: {error.strerror}",
+            remedy="choose another with --logfile",
+        ) from error
+    style = spec.log_format
+    if style == "auto":
+        # Who has no terminal in the foreground is read by a collector; a file is for people.
+        style = "json" if spec.foreground and not output.is_terminal else "text"
+        if spec.logfile is not None:
+            style = "text"
+    logs = Logs(output, style=style, level=spec.loglevel, color=spec.color)
+    root = logging.getLogger()
+    root.handlers[:] = [LogsHandler(logs)]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    return logs

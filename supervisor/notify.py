@@ -1,0 +1,68 @@
+"""Telling systemd how it goes.
+
+systemd listens to its main process, the guardian, which passes on what comes through the socket
+of STREAMD_NOTIFY_FD. Without that variable nobody listens, and nothing is sent.
+"""
+
+import contextlib
+import os
+import socket
+
+# Not for children: one that says WATCHDOG=1 would hide a master that hangs.
+PRIVATE_VARIABLES = frozenset(
+    {
+        "NOTIFY_SOCKET",
+        "STREAMD_NOTIFY_FD",
+        "STREAMD_GUARDIAN",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+    }
+)
+
+
+class Notify:
+    """The messages that systemd understands; each costs some microseconds."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._socket: socket.socket | None = None
+        self.watchdog_s: float | None = None  # how often to call `alive`
+        if number := environment.get("STREAMD_NOTIFY_FD"):
+            self._socket = socket.socket(fileno=int(number))
+            self._socket.set_inheritable(False)
+            self._socket.setblocking(False)
+            if limit_us := environment.get("WATCHDOG_USEC"):
+                self.watchdog_s = int(limit_us) / 2e6
+
+    def ready(self, sentence: str) -> None:
+        """Say that the instance is up."""
+        self._send(f"READY=1\nSTATUS={sentence}")
+
+    def status(self, sentence: str) -> None:
+        """Say in a sentence how it is."""
+        self._send(f"STATUS={sentence}")
+
+    def stopping(self) -> None:
+        """Say that the instance stops."""
+        self._send("STOPPING=1")
+
+    def alive(self) -> None:
+        """Say that supervision works."""
+        self._send("WATCHDOG=1")
+
+    def extend(self, span_s: float) -> None:
+        """Ask for more time to start or stop."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(span_s * 1e6)}")
+
+    def _send(self, text: str) -> None:
+        if self._socket is None:
+            return
+        with contextlib.suppress(OSError):  # the guardian is gone, or does not read
+            self._socket.send(text.encode())
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of every process that the master starts."""
+    return {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}

@@ -1,0 +1,243 @@
+"""What becomes of a process that ended, and in which order things start and stop.
+
+Nothing here reads a clock, sends a signal or rolls dice of its own: `now` (monotonic seconds)
+and the random numbers are arguments.
+"""
+
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from streamd.wire import Suspect
+
+BUDGET_CRASHES = 5
+BUDGET_WINDOW_S = 60.0
+STABLE_S = 10.0
+MAX_DELAY_S = 60.0
+FIRST_DELAY_S = 0.25
+DEATHS_TO_PARK = 3
+MAX_PARKED = 100
+
+# A run shorter than this has at best done again what the one before it had done.
+PROGRESS_MIN_S = 1.0
+
+# How a process ends that somebody else ended, and not its own fault.
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+class Ending(Enum):
+    """Why a run ended, as far as a restart depends on it."""
+
+    CRASH = "crash"
+    HANG = "hang"
+    OUT_OF_MEMORY = "out of memory"
+    OUTSIDE = "ended from outside"
+    DEPENDENCY = "dependency"  # a broker that cannot be reached
+    PERMANENT = "permanent"  # nothing that a restart would change
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: its exit code, or the signal that ended it."""
+
+    code: int | None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"was ended by {signal_name(self.signal)}"
+        return f"exited with {self.code}"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with a process that ended."""
+
+    restart: bool
+    delay_s: float
+    reason: str
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; "signal 40" where there is no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def classify(exit: Exit, *, out_of_memory: bool = False) -> Ending:
+    """Why a process ended that nobody here had asked to, and nobody here killed.
+
+    Args:
+        out_of_memory: The kernel killed something for lack of memory since the last look.
+    """
+    if exit.signal is not None:
+        if exit.signal == signal.SIGKILL and out_of_memory:
+            return Ending.OUT_OF_MEMORY
+        return Ending.OUTSIDE if exit.signal in _FROM_OUTSIDE else Ending.CRASH
+    if exit.code == 78:
+        return Ending.PERMANENT
+    if exit.code == 69:
+        return Ending.DEPENDENCY
+    return Ending.CRASH
+
+
+def is_crash(ending: Ending) -> bool:
+    """True if the event in work may be what ended the process."""
+    return ending in {Ending.CRASH, Ending.HANG, Ending.OUT_OF_MEMORY}
+
+
+@dataclass(slots=True)
+class Restarts:
+    """The restart budget of one process; keyed on progress, so no crash loop is endless."""
+
+    crashes: list[float] = field(default_factory=list)  # moments, since the last progress
+    attempt: int = 0  # restarts since the last stable run
+
+    def decide(
+        self, ending: Ending, *, now: float, uptime_s: float, settled: int, random: float
+    ) -> Decision:
+        """What to do after a run of `uptime_s` that settled `settled` events.
+
+        Args:
+            random: A number in [0, 1), for the jitter.
+        """
+        progressed = settled > 0 and uptime_s >= PROGRESS_MIN_S
+        if progressed or uptime_s >= STABLE_S:
+            self.attempt = 0
+        if progressed:
+            self.crashes.clear()
+        if ending is Ending.PERMANENT:
+            return Decision(False, 0.0, "a restart would change nothing")
+        if ending is Ending.OUTSIDE:
+            return Decision(True, 0.0, "not its fault")
+        if ending is not Ending.DEPENDENCY:
+            self.crashes = [at for at in self.crashes if now - at < BUDGET_WINDOW_S]
+            self.crashes.append(now)
+            if len(self.crashes) >= BUDGET_CRASHES:
+                span_s = now - self.crashes[0]
+                return Decision(
+                    False,
+                    0.0,
+                    f"{len(self.crashes)} crashes in {span_s:.0f} s without progress",
+                )
+        self.attempt += 1
+        if self.attempt == 1 and ending is not Ending.DEPENDENCY:
+            return Decision(True, 0.0, "first restart")
+        highest = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self.attempt, 30))
+        return Decision(True, random * highest, f"try {self.attempt}")
+
+    def forgive(self) -> None:
+        """Begin anew: a person asked for the process."""
+        self.crashes.clear()
+        self.attempt = 0
+
+
+Place = tuple[str, str, int, int]  # agent, topic, partition, position
+
+
+@dataclass(slots=True)
+class Suspects:
+    """Which events took the processes of a group down, and how often.
+
+    A process that is not careful writes its place only now and then, so its death counts for an
+    event not known yet: the one that the first careful death names.
+    """
+
+    deaths: dict[Place, int] = field(default_factory=dict)
+    parked: list[Suspect] = field(default_factory=list)
+    _unknown: int = 0
+
+    def on_death(self, place: Place | None, *, careful: bool) -> Suspect | None:
+        """Count a death of the crash class; the event that is parked from now on, if any."""
+        if not careful:
+            self._unknown = 1
+            return None
+        if place is None:
+            return None
+        count = self.deaths.get(place, 0) + 1 + self._unknown
+        self._unknown = 0
+        self.deaths[place] = count
+        if count < DEATHS_TO_PARK:
+            return None
+        del self.deaths[place]
+        agent, topic, partition, position = place
+        suspect = Suspect(agent, topic, partition, position, count)
+        self.parked = [*self.parked[-(MAX_PARKED - 1) :], suspect]
+        return suspect
+
+
+@dataclass(slots=True)
+class HangWatch:
+    """Judges the loop beats of one run, by two bad looks in a row."""
+
+    limit_s: float
+    armed_at: float = 0.0  # beats are not asked for before that
+    _bad: int = 0
+
+    def is_hung(self, beat: float, now: float) -> bool:
+        """Judge one look; to be called at each look, with the moment of the last beat."""
+        if beat <= 0.0 or now - max(beat, self.armed_at) <= self.limit_s:
+            self._bad = 0
+            return False
+        self._bad += 1
+        return self._bad >= 2
+
+    def forgive(self, now: float) -> None:
+        """Count from `now`: whoever judges was itself late, stopped or asleep."""
+        self.armed_at = now
+        self._bad = 0
+
+
+@dataclass(slots=True)
+class LateWatch:
+    """Notices that the master itself did not run: a stop, a suspended machine, a slow turn."""
+
+    period_s: float
+    _due: float = 0.0
+    _asleep_s: float = 0.0  # how far CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC
+
+    def was_late(self, now: float, boottime: float) -> bool:
+        """True if this look comes a period or more too late, or the machine slept."""
+        late = self._due > 0.0 and now > self._due + self.period_s
+        asleep_s = boottime - now
+        slept = self._due > 0.0 and asleep_s > self._asleep_s + self.period_s
+        self._due = now + self.period_s
+        self._asleep_s = asleep_s
+        return late or slept
+
+
+def start_order(groups: Sequence[str]) -> list[str]:
+    """Sinks first, so that what a source sends is read; `groups` has sources first."""
+    return list(reversed([name for name in groups if name != "app"])) + [
+        name for name in groups if name == "app"
+    ]
+
+
+def stop_order(groups: Sequence[str]) -> list[str]:
+    """Sources first; tasks, timers and pages (`app`) are the first of the sources.
+
+    >>> stop_order(["split", "count", "app"])
+    ['app', 'split', 'count']
+    """
+    return list(reversed(start_order(groups)))
+
+
+def expand(names: Iterable[str], processes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The processes that `names` mean, each a process or a group, and the names that mean none.
+
+    >>> expand(["count", "web", "x"], ["count#0", "count#1", "web"])
+    (['count#0', 'count#1', 'web'], ['x'])
+    """
+    chosen: list[str] = []
+    unknown: list[str] = []
+    for name in names:
+        found = [
+            process for process in processes if name in (process, process.partition("#")[0])
+        ]
+        if not found:
+            unknown.append(name)
+        chosen += [process for process in found if process not in chosen]
+    return chosen, unknown

@@ -1,0 +1,166 @@
+"""What the instance remembers over its restarts: who ran, how they ended, what happened.
+
+It is history and nothing else: whatever goes wrong with the file costs history, never a wait.
+sqlitedict writes in a thread of its own; a failed commit ends that thread, and a caller that
+waits for it would wait for ever. So nothing here waits: the file is read before the thread
+starts, writes are queued up to a bound, and a thread that died is left alone.
+"""
+
+import contextlib
+import logging
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlitedict import SqliteDict
+
+from streamd.instance import Identity
+
+log = logging.getLogger(__name__)
+
+TABLE = "registry"
+MAX_QUEUE = 1_000
+MAX_EVENTS = 1_000
+
+
+class Registry:
+    """The registry of one instance. It works in memory until `open`, and if that fails."""
+
+    def __init__(self) -> None:
+        self.last_exits: dict[str, str] = {}  # process -> how its last run ended, from before
+        self.events: list[dict[str, Any]] = []  # "t", "level", "text"; the oldest first
+        self._path = Path()
+        self._rows: SqliteDict | None = None
+        self._number = 0
+
+    def open(self, path: Path) -> None:
+        """Read what `path` holds and write to it from now on; never raises for its sake."""
+        self._path = path
+        early, self.events = self.events, []
+        try:
+            self._load()
+            self._rows = SqliteDict(
+                str(path),
+                tablename=TABLE,
+                journal_mode="WAL",
+                outer_stack=False,
+                autocommit=False,
+                encode=msgspec.json.encode,
+                decode=msgspec.json.decode,
+            )
+            # sqlitedict has just turned it off.
+            self._rows.conn.execute("PRAGMA synchronous=NORMAL")
+        except Exception as error:
+            self._give_up(error)
+        for event in early:
+            self._add(event)
+
+    def note(self, level: str, text: str) -> None:
+        """Add an event to the history."""
+        self._add({"t": time.time(), "level": level, "text": text})
+
+    def _add(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        del self.events[:-MAX_EVENTS]
+        self._number += 1
+        self._write(f"event/{self._number % MAX_EVENTS:04d}", {**event, "n": self._number})
+
+    def started(self, process: str, identity: Identity, restarts: int) -> None:
+        """Write down who runs."""
+        self._write(
+            f"process/{process}",
+            {
+                "pid": identity.pid,
+                "start_ticks": identity.start_ticks,
+                "boot_id": identity.boot_id,
+                "restarts": restarts,
+                "t": time.time(),
+            },
+        )
+
+    def ended(self, process: str, how: str) -> None:
+        """Write down how a process ended."""
+        self._write(f"exit/{process}", {"how": how, "t": time.time()})
+
+    def commit(self) -> None:
+        """Let what was written since the last call become durable, in a while."""
+        if self._usable():
+            assert self._rows is not None
+            try:
+                self._rows.commit(blocking=False)
+            except Exception as error:
+                self._give_up(error)
+
+    def close(self, timeout_s: float) -> None:
+        """Commit and wait for the thread, for at most `timeout_s`."""
+        self.commit()
+        if self._rows is None:
+            return
+        thread, self._rows.conn = self._rows.conn, None
+        thread.close(force=True)
+        thread.join(timeout_s)
+        self._rows = None
+
+    def _load(self) -> None:
+        connection = sqlite3.connect(self._path, timeout=0.2)
+        try:
+            # Whatever would stop the thread later shows here, where it can be caught.
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(
+                f'CREATE TABLE IF NOT EXISTS "{TABLE}" (key TEXT PRIMARY KEY, value BLOB)'
+            )
+            connection.execute(f'DELETE FROM "{TABLE}" WHERE 0')
+            connection.commit()
+            rows = connection.execute(
+                f'SELECT key, value FROM "{TABLE}" LIMIT {4 * MAX_EVENTS}'
+            ).fetchall()
+        finally:
+            connection.close()
+        events = []
+        for key, value in rows:
+            kind, _, name = key.partition("/")
+            row = msgspec.json.decode(value)
+            if kind == "event":
+                events.append(row)
+            elif kind == "exit":
+                self.last_exits[name] = row["how"]
+        events.sort(key=lambda event: event["n"])
+        self._number = events[-1]["n"] if events else 0
+        self.events = [
+            {name: event[name] for name in ("t", "level", "text")} for event in events
+        ]
+
+    def _write(self, key: str, value: dict[str, Any]) -> None:
+        if not self._usable():
+            return
+        assert self._rows is not None
+        try:
+            self._rows[key] = value
+        except Exception as error:
+            # The error of an earlier write, which sqlitedict tells at the next one.
+            self._give_up(error)
+
+    def _usable(self) -> bool:
+        if self._rows is None:
+            return False
+        thread = self._rows.conn
+        if not thread.is_alive():
+            self._give_up(RuntimeError("its thread ended"))
+        elif thread.reqs.qsize() > MAX_QUEUE:
+            self._give_up(RuntimeError(f"{MAX_QUEUE} writes wait for the disk"))
+        return self._rows is not None
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning(
+            "the registry %s cannot be used: %s; going on without: what happened is not "
+            "remembered over a restart",
+            self._path,
+            error,
+        )
+        if isinstance(error, (sqlite3.DatabaseError, msgspec.DecodeError, KeyError)):
+            # So that the next start has one again.
+            with contextlib.suppress(OSError):
+                self._path.rename(self._path.with_suffix(".damaged"))
+        self._rows = None

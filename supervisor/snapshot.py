@@ -1,0 +1,292 @@
+"""The state of an instance as data: what `status`, the stats page and `/stats/` show.
+
+`docs/internals.md` has the layout; fields are only added.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from streamd.supervisor.child import Child, Run
+from streamd.supervisor.fleet import Fleet
+from streamd.supervisor.reaper import Stray
+from streamd.supervisor.registry import Registry
+from streamd.supervisor.states import State
+
+SCHEMA = "streamd.status/1"
+HISTORY_S = 120
+RATE_S = 5
+SHOWN_EVENTS = 50
+PRIVATE_EACH_S = 15.0
+
+
+class Snapshots:
+    """Builds the snapshot; keeps what a single look cannot tell: rates and the last minutes."""
+
+    def __init__(self, fixed: dict[str, Any], fleet: Fleet, registry: Registry) -> None:
+        """
+        Args:
+            fixed: The fields that do not change while the master lives.
+        """
+        self._fixed = fixed
+        self._fleet = fleet
+        self._registry = registry
+        self._history: deque[dict[str, float]] = deque(maxlen=HISTORY_S)
+        self._totals: deque[tuple[float, dict[str, int]]] = deque(maxlen=RATE_S + 1)
+        self._figures: dict[int, psutil.Process] = {}  # pid -> whose cpu is measured
+        self._private: dict[int, tuple[float, int]] = {}  # pid -> when read, bytes
+
+    def tick(self, now: float) -> None:
+        """Note the counters; to be called once a second."""
+        events = self._events()
+        self._totals.append((now, events))
+        self._history.append(
+            {
+                "t": time.time(),
+                "behind": sum(self._behind().values()),
+                "rate": round(sum(self._rates().values()), 1),
+            }
+        )
+
+    def build(self, phase: str) -> dict[str, Any]:
+        """The snapshot of this moment.
+
+        Args:
+            phase: "starting", "running" or "stopping".
+        """
+        fleet = self._fleet
+        processes = self.processes()
+        problems = list(_problems(fleet.children.values()))
+        events, behind = self._events(), self._behind()
+        state = "degraded" if phase == "running" and problems else phase
+        stats = [child.run.stats for child in fleet.agents if child.run and child.run.stats]
+        counted = {
+            name: [getattr(each, name) for each in stats]
+            + [getattr(child.totals, name) for child in fleet.agents]
+            for name in ("errors", "retries", "dead_letters")
+        }
+        checkpoints = [each.checkpoint_ms for each in stats if each.checkpoints]
+        return {
+            "schema": SCHEMA,
+            **self._fixed,
+            "state": state,
+            "sentence": self.sentence(phase),
+            "problems": problems,
+            "rate": round(sum(self._rates().values()), 1),
+            "behind": sum(behind.values()),
+            "events": sum(events.values()),
+            **{name: sum(counted[name]) for name in counted},
+            "checkpoint_ms": round(sum(checkpoints) / len(checkpoints), 2)
+            if checkpoints
+            else 0.0,
+            "wal_bytes": _wal_bytes(fleet.settings.datadir) if fleet.settings else 0,
+            "processes": processes,
+            "agents": self._agents(events, behind),
+            "tables": self._tables(),
+            "history": list(self._history),
+            "events_log": self._registry.events[-SHOWN_EVENTS:],
+        }
+
+    def sentence(self, phase: str) -> str:
+        """How the instance is, in a sentence."""
+        children = list(self._fleet.children.values())
+        if phase == "stopping":
+            left = [child.name for child in children if child.state.has_process]
+            return f"Stopping; {', '.join(left) or 'nothing'} still to end."
+        down = [child for child in children if child.state is not State.RUNNING]
+        behind = sum(self._behind().values())
+        if phase == "starting":
+            return (
+                f"Starting; waiting for {', '.join(child.name for child in down) or 'nothing'}."
+            )
+        if down:
+            words = ", ".join(f"{child.name} is {child.state.value}" for child in down)
+            return f"{len(children) - len(down)} of {len(children)} processes run; {words}."
+        return f"All {len(children)} processes run; {behind} events behind."
+
+    def processes(self) -> list[dict[str, Any]]:
+        """Every process of the tree, as `ps` shows it."""
+        strays = list(self._fleet.reaper.strays.values())
+        rows = []
+        live: set[int] = set()
+        for name, pid in (("guardian", os.getppid()), ("master", os.getpid())):
+            live.add(pid)
+            rows.append(
+                {
+                    **self._row(name, name, "", "RUNNING", self._fixed["since"]),
+                    **self._figures_of(pid),
+                }
+            )
+        known: set[int] = set()
+        for child in self._fleet.children.values():
+            row = self._row(child.name, child.kind, child.group, child.state.value, child.since)
+            row["restarts"] = child.restarts
+            row["partitions"] = self._fleet.owners.partitions(child.name)
+            row["last_exit"] = child.last_exit
+            if child.retry_at is not None:
+                row["retry_in_s"] = round(max(0.0, child.retry_at - time.monotonic()), 1)
+            if (run := child.run) is not None:
+                live.add(run.pid)
+                row.update(self._figures_of(run.pid))
+                row["strays"] = _strays_of(run, strays)
+                known.update(row["strays"])
+                row["busy_with"] = run.stats.busy_with if run.stats else []
+                row["draining"] = run.draining
+            rows.append(row)
+        # Whose process is gone, or who left its session, is shown with the master.
+        rows[1]["strays"] = [stray.pid for stray in strays if stray.pid not in known]
+        for gone in self._figures.keys() - live:
+            del self._figures[gone]
+            self._private.pop(gone, None)
+        return rows
+
+    def _row(
+        self, name: str, kind: str, group: str, state: str, since: float
+    ) -> dict[str, Any]:
+        return {
+            "name": name,
+            "kind": kind,
+            "group": group,
+            "pid": None,
+            "state": state,
+            "since": since,
+            "cpu_percent": 0.0,
+            "rss_bytes": 0,
+            "private_bytes": 0,
+            "restarts": 0,
+            "partitions": [],
+            "last_exit": None,
+            "retry_in_s": None,
+            "strays": [],
+        }
+
+    def _figures_of(self, pid: int) -> dict[str, Any]:
+        figures: dict[str, Any] = {"pid": pid}
+        try:
+            process = self._figures.get(pid)
+            if process is None:
+                process = self._figures[pid] = psutil.Process(pid)
+            with process.oneshot():
+                figures["cpu_percent"] = process.cpu_percent()
+                figures["rss_bytes"] = process.memory_info().rss
+        except psutil.Error:
+            self._figures.pop(pid, None)
+            return figures
+        figures["private_bytes"] = self._private_of(pid)
+        return figures
+
+    def _private_of(self, pid: int) -> int:
+        # Up to 7 ms a process: seldom, and at another moment for each.
+        read_at, size_bytes = self._private.get(pid, (0.0, 0))
+        now = time.monotonic()
+        if read_at and now - read_at < PRIVATE_EACH_S + pid % 8:
+            return size_bytes
+        try:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
+            return size_bytes
+        private = [line.split()[1] for line in text.splitlines() if line.startswith("Private_")]
+        size_bytes = 1024 * sum(map(int, private))
+        self._private[pid] = now, size_bytes
+        return size_bytes
+
+    def _events(self) -> dict[str, int]:
+        """Events settled, by agent, since the master started."""
+        events: dict[str, int] = {}
+        for child in self._fleet.agents:
+            running = child.run.stats.events if child.run and child.run.stats else {}
+            for counts in (child.totals.events, running):
+                for agent, count in counts.items():
+                    events[agent] = events.get(agent, 0) + count
+        return events
+
+    def _behind(self) -> dict[str, int]:
+        """Events behind, by agent."""
+        behind: dict[str, int] = {}
+        for child in self._fleet.agents:
+            if child.run and child.run.stats:
+                for agent, count in child.run.stats.lag.items():
+                    behind[agent] = behind.get(agent, 0) + count
+        return behind
+
+    def _rates(self) -> dict[str, float]:
+        """Events a second, by agent, over the last seconds."""
+        if len(self._totals) < 2:
+            return {}
+        (first_at, first), (last_at, last) = self._totals[0], self._totals[-1]
+        span_s = max(0.001, last_at - first_at)
+        return {
+            agent: max(0.0, (count - first.get(agent, 0)) / span_s)
+            for agent, count in last.items()
+        }
+
+    def _agents(self, events: dict[str, int], behind: dict[str, int]) -> list[dict[str, Any]]:
+        rates = self._rates()
+        hello = self._fleet.hello
+        return [
+            {
+                "name": agent.name,
+                "label": agent.label,
+                "group": group.name,
+                "topics": agent.topics,
+                "rate": round(rates.get(agent.name, 0.0), 1),
+                "events": events.get(agent.name, 0),
+                "behind": behind.get(agent.name, 0),
+                "concurrency": agent.concurrency,
+            }
+            for group in (hello.groups if hello else ())
+            for agent in group.agents
+        ]
+
+    def _tables(self) -> list[dict[str, Any]]:
+        hello = self._fleet.hello
+        keys: dict[str, int] = {}
+        for child in self._fleet.agents:
+            if child.run and child.run.stats:
+                for table, count in child.run.stats.tables.items():
+                    keys[table] = keys.get(table, 0) + count
+        return [
+            {
+                "name": table.name,
+                "group": table.group,
+                "keys": keys.get(table.name, 0),
+                "partitions": table.partitions,
+                "help": table.help,
+            }
+            for table in (hello.tables if hello else ())
+        ]
+
+
+def _problems(children: Iterable[Child]) -> Iterable[dict[str, Any]]:
+    for child in children:
+        failing = child.failing
+        if child.state is State.FATAL:
+            yield {
+                "process": child.name,
+                "code": "fatal",
+                "text": failing.message if failing else f"{child.name} {child.last_exit}",
+                "remedy": (failing and failing.remedy) or f"streamd restart {child.name}",
+            }
+        elif child.state is State.BACKOFF:
+            yield {
+                "process": child.name,
+                "code": "backoff",
+                "text": failing.message if failing else f"{child.name} {child.last_exit}",
+                "remedy": (failing and failing.remedy) or f"streamd logs {child.name}",
+            }
+
+
+def _strays_of(run: Run, strays: Iterable[Stray]) -> list[int]:
+    return [stray.pid for stray in strays if stray.session == run.pid]
+
+
+def _wal_bytes(datadir: Path) -> int:
+    try:
+        return sum(path.stat().st_size for path in datadir.glob("*-wal"))
+    except OSError:
+        return 0
