@@ -33,11 +33,11 @@ from streamd.agentproc.delivery import Actor, Feed, Run, Trial, dead_letter
 from streamd.agentproc.errand import Errand
 from streamd.agentproc.outbox import new_lanes, outputs_of
 from streamd.agentproc.replying import refuse, reply
+from streamd.agentproc.routing import place_of
 from streamd.agents import CORRELATION_ID, REPLY_TO, Agent
 from streamd.app import App
 from streamd.context import Callback, Lanes, Record, RecordMetadata, current_scope
 from streamd.errors import BrokerError, DecodeError, Fenced, StreamdError
-from streamd.partition import fast_partition_for
 from streamd.tables import Part, Table
 from streamd.topics import Topic
 from streamd.wire import GroupPlan, Owns, Suspect
@@ -186,14 +186,7 @@ class Engine:
                 for partition in self.session.partitions
                 if partition < (table.partitions or 1)
             }
-            table.hold(parts, self.placing(table), checked=self._alone)
-
-    def placing(self, table: Table) -> Callable[[Any], int]:
-        """How a key of a table becomes its partition: as the producer of its events does it."""
-        topic = self.app.route_topic(table)
-        encode = (topic.key_codec if topic is not None else table.key_codec).encode
-        count, place = table.partitions or 1, fast_partition_for()
-        return lambda key: place(encode(key), count)
+            table.hold(parts, place_of(self.app, table), checked=self._alone)
 
     def owns(self) -> Owns:
         """What this slot has, for the master."""

@@ -91,7 +91,8 @@ async def receive(
         while True:
             for batch in await session.poll(1000):
                 for data in batch.values:
-                    _take(replies, data)
+                    if data is not None:
+                        take_reply(replies, data)
                 positions[f"reply-{process}", batch.tp] = batch.end
             # Only what was taken is trimmed from the log; a crash in between costs nothing,
             # since nobody waits for what came before it.
@@ -106,9 +107,10 @@ async def receive(
     return replies
 
 
-def _take(replies: Replies, data: bytes | None) -> None:
+def take_reply(replies: Replies, data: bytes) -> None:
+    """Give a reply to whoever waits for it."""
     try:
-        response = msgspec.json.decode(data or b"", type=ReqRepResponse)
+        response = msgspec.json.decode(data, type=ReqRepResponse)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         log.warning("a reply on %s cannot be read: %s", replies.topic, error)
     else:

@@ -1,9 +1,9 @@
 """Makes the tables follow the code that runs: a hook before each step of a scope's tasks.
 
-A step is what a task does between two suspensions. Before each step of a task that belongs to a
-scope, the scope says whose partition the tables' writes go to. Tasks that user code starts
-inherit the scope through their context, so theirs follow it too. Tasks of no scope, and tasks of
-groups without tables, are left alone.
+A step is what a task does between two suspensions. Before each step of a task that belongs
+to a scope, the scope says whose partition the tables' writes go to. Tasks that user code
+starts inherit the scope through their context, so theirs follow it too. Tasks of no scope, and
+tasks of groups without tables, are left alone.
 """
 
 import asyncio

@@ -124,14 +124,15 @@ class App:
         Raises:
             ConfigError: A setting has a value that cannot be used.
         """
-        self._settings = config.resolve(self.keywords, environ, file, options)
+        self._settings = config.resolve(
+            {"id": self.given_id, **self.keywords}, environ, file, options
+        )
         return self._settings
 
     @property
     def id(self) -> str:
         """The id of topics and groups: what was given, with `-v2` from version 2 on."""
-        version = self.settings.version
-        return self.given_id if version == 1 else f"{self.given_id}-v{version}"
+        return self.settings.id
 
     # What a module declares.
 

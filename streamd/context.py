@@ -103,7 +103,7 @@ class Placed:
         return self._metadata
 
 
-Sent = Buffered | Placed
+Sent = Awaitable[RecordMetadata]
 
 
 def no_scope(what: str) -> StreamdError:

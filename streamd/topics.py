@@ -101,7 +101,7 @@ class Topic:
             force: Taken for Faust's sake; sends are never held back for a commit of theirs.
 
         Raises:
-            DecodeError: The value cannot be encoded as the topic's type.
+            EncodeError: The key or value cannot be written as the topic's type.
             StreamdError: There is no running app to send through.
         """
         scope = current_scope.get()
@@ -114,8 +114,12 @@ class Topic:
             data, place = remembered or self._place(key, scope)
             if partition is not None:
                 place = partition
+            try:
+                encoded = None if value is None else self._encode(value)
+            except Exception as error:
+                raise self.value_codec.encode_error(value, error) from error
             lane = scope.lanes[self.name][place]
-            lane.values.append(None if value is None else self._encode(value))
+            lane.values.append(encoded)
             lane.keys.append(data)
             if timestamp is None and headers is None and callback is None:
                 if scope.may_wait:
@@ -187,11 +191,6 @@ class Topic:
         """A record of this topic, encoded and placed."""
         return self._record(key, value, partition, timestamp, headers, None, None)
 
-    def route(self, key: Any) -> int:
-        """The partition of a key."""
-        data = self.key_codec.encode(key)
-        return self._hashed(data)
-
     def _hashed(self, data: bytes) -> int:
         if self._hash is None:
             self._hash = fast_partition_for()
@@ -200,7 +199,7 @@ class Topic:
     def _place(self, key: Any, scope: Any) -> tuple[bytes | None, int]:
         if key is None:
             return None, scope.turn() % self.partition_count
-        data = self.key_codec.encode(key)
+        data = _encoded(self.key_codec, key)
         placed = data, self._hashed(data)
         if key.__class__ is str:
             if len(self._remembered) >= REMEMBERED_KEYS:
@@ -228,26 +227,33 @@ class Topic:
         value_codec = self.value_codec
         if value_serializer is not None:
             value_codec = codec_for(value_serializer, None, default="json")
-        data = None if key is None else key_codec.encode(key)
+        data = None if key is None else _encoded(key_codec, key)
         if partition is None:
             scope = current_scope.get()
             if data is not None:
                 partition = self._hashed(data)
             else:
                 partition = -1 if scope is None else scope.turn() % self.partition_count
-        encoded = None if value is None else value_codec.encode(value)
+        encoded = None if value is None else _encoded(value_codec, value)
         return Record(partition, data, encoded, timestamp, header_list(headers))
 
     async def _send_outside(self, record: Record, callback: Callback | None) -> Sent:
         client = self.app.current_client
         if client is None:
             raise no_scope(f"send to {self.name!r}")
-        metadata = await client.send_now(self.name, record)
+        sent: Sent = await client.send(self.name, record)
         if callback is not None:
-            outcome = callback(metadata)
+            outcome = callback(await sent)
             if outcome is not None:
                 await outcome
-        return Placed(metadata)
+        return sent
+
+
+def _encoded(codec: Codec, value: Any) -> bytes:
+    try:
+        return codec.encode(value)
+    except Exception as error:
+        raise codec.encode_error(value, error) from error
 
 
 def header_list(headers: HeadersArgument) -> list[tuple[str, bytes]]:
