@@ -13,11 +13,11 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import uvloop
 
 from streamd.agentproc.beats import Beats, Stage
@@ -27,10 +27,13 @@ from streamd.agentproc.broker.memory import MemoryBroker
 from streamd.agentproc.engine import Engine
 from streamd.agentproc.lookup import RemoteTables
 from streamd.agentproc.reads import CommittedTables, ReadServer
+from streamd.agentproc.replying import receive
 from streamd.agentproc.routing import place_of
 from streamd.agentproc.schedule import Job, Schedule
 from streamd.agentproc.stacks import write_task_stacks
+from streamd.agentproc.steps import task_factory
 from streamd.agentproc.views import Answers
+from streamd.agents import Replies
 from streamd.app import App
 from streamd.config import broker_kind
 from streamd.errors import ConfigError, StreamdError, WireError
@@ -42,7 +45,6 @@ from streamd.wire import (
     Failing,
     Message,
     Owners,
-    Owns,
     Plan,
     Ready,
     Stats,
@@ -76,6 +78,8 @@ def run(plan: Plan, app: App, ends: Ends) -> int:
     """
     setup_child_logging(app.settings.loglevel)
     loop = uvloop.new_event_loop()
+    # uvloop's stubs know neither the keyword arguments nor tasks of any result.
+    loop.set_task_factory(task_factory)  # type: ignore[arg-type]
     asyncio.set_event_loop(loop)
     # Never closed: that would wait for threads that the user's code started.
     return loop.run_until_complete(Process(plan, app, ends).run())
@@ -89,6 +93,7 @@ class Process:
         self._app = app
         self._ends = ends
         self._beats = Beats(ends.page)
+        os.close(ends.page)
         self._link: Link | None = None
         self._engines: dict[str, Engine] = {}  # by group
         self._generations: dict[str, int | None] = {plan.group: None for plan in plan.groups}
@@ -148,8 +153,12 @@ class Process:
     async def _start(self) -> None:
         plan, app = self._plan, self._app
         broker = make_broker(app, plan)
+        app.open_replies = partial(self._open_replies, broker)
         for group in plan.groups:
-            self._engines[group.group] = Engine(app, group, broker, self._beats)
+            self._engines[group.group] = Engine(
+                app, group, broker, self._beats,
+                careful=plan.careful, parked=tuple(plan.parked), alone=plan.alone,
+            )  # fmt: skip
         self._remote = self._look_elsewhere()
         tables = CommittedTables(app, self._generations)
         answers = Answers(app, self._engines, self._generations, tables)
@@ -183,6 +192,8 @@ class Process:
     async def _announce(self) -> None:
         for engine in self._engines.values():
             await engine.ready.wait()
+            self._generations[engine.group] = engine.session.generation
+            self._tell(engine.owns())
             if not self._stopping:
                 self._schedule.start(self._jobs(engine))
         if not self._stopping:
@@ -193,7 +204,7 @@ class Process:
         """What runs by the clock in the group of `engine`, here."""
         return [
             Job(
-                timer.name, timer.kind, timer.fun, engine.scope,
+                timer.name, timer.kind, timer.fun, engine.perform,
                 interval_s=timer.interval_s, cron=timer.cron,
             )
             for timer in self._app.timers
@@ -202,10 +213,12 @@ class Process:
 
     # Running.
 
-    def _owns(self, owns: Owns) -> None:
-        """An engine has other partitions than before."""
-        self._generations[owns.group] = None if owns.recovering else owns.generation
-        self._tell(owns)
+    async def _open_replies(self, broker: Broker) -> Replies:
+        tasks: set[asyncio.Task[None]] = set()
+        replies = await receive(self._app, broker, self._plan.process, tasks)
+        for task in tasks:
+            self._watch(task)
+        return replies
 
     async def _report(self) -> None:
         while True:
@@ -216,9 +229,24 @@ class Process:
                 self._tell(Draining([*stats.busy_with, *self._schedule.busy_with]))
 
     def _stats(self) -> Stats:
-        parts = [engine.statistics() for engine in self._engines.values()]
-        total = merged(parts)
-        return msgspec.structs.replace(total, errors=total.errors + self._schedule.errors)
+        engines = self._engines.values()
+        parts = [engine.statistics() for engine in engines]
+        count = sum(part.checkpoints for part in parts)
+        spent_ms = sum(part.checkpoint_ms * part.checkpoints for part in parts)
+        return Stats(
+            events={name: n for part in parts for name, n in part.events.items()},
+            lag={name: n for part in parts for name, n in part.behind.items()},
+            tables={
+                table.name: table.held_keys() for engine in engines for table in engine.tables
+            },
+            checkpoints=count,
+            checkpoint_ms=spent_ms / count if count else 0.0,
+            errors=sum(part.errors for part in parts) + self._schedule.errors,
+            retries=sum(part.retries for part in parts),
+            dead_letters=sum(part.dead_letters for part in parts),
+            sent=sum(part.sent for part in parts),
+            busy_with=[line for engine in engines for line in engine.busy_with()],
+        )
 
     def _tell(self, message: Message) -> None:
         if self._link is not None:
@@ -227,9 +255,12 @@ class Process:
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run `work` as a task; whatever it raises ends the process."""
         task = asyncio.get_running_loop().create_task(work, name=name)
+        self._watch(task)
+        return task
+
+    def _watch(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
-        return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -303,27 +334,9 @@ def make_broker(app: App, plan: Plan) -> Broker:
                 Path(plan.datadir), Path(plan.runtime_dir), settings.topic_partitions
             )
         case "memory":
-            return MemoryBroker()
+            return MemoryBroker(settings.topic_partitions)
         case _:
             raise ConfigError(
                 f"the broker is {settings.broker!r}, and this version has none for {kind}",
                 remedy='broker="embedded://"',
             )
-
-
-def merged(parts: Sequence[Stats]) -> Stats:
-    """The counters of several groups as those of one process."""
-    count = sum(part.checkpoints for part in parts)
-    spent_ms = sum(part.checkpoint_ms * part.checkpoints for part in parts)
-    return Stats(
-        events={name: n for part in parts for name, n in part.events.items()},
-        lag={name: n for part in parts for name, n in part.lag.items()},
-        tables={name: n for part in parts for name, n in part.tables.items()},
-        checkpoints=count,
-        checkpoint_ms=spent_ms / count if count else 0.0,
-        errors=sum(part.errors for part in parts),
-        retries=sum(part.retries for part in parts),
-        dead_letters=sum(part.dead_letters for part in parts),
-        sent=sum(part.sent for part in parts),
-        busy_with=[line for part in parts for line in part.busy_with],
-    )

@@ -15,12 +15,12 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from streamd.agentproc.engine import RolledBack
 from streamd.cron import Cron, CronClock
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,7 @@ MAX_BACKOFF_S = 60.0
 MAX_SLEEP_S = 1.0
 
 Function = Callable[..., Any]
-Scope = Callable[[str], AbstractAsyncContextManager[Any]]
-
-
-class RolledBack(Exception):
-    """The group went back to its last checkpoint while the code of a scope ran."""
+Perform = Callable[[str, Coroutine[Any, Any, Any]], Awaitable[Any]]  # `Engine.perform`
 
 
 class Every:
@@ -73,7 +69,7 @@ class Job:
     name: str
     kind: str  # "task" | "timer" | "crontab"
     fun: Function
-    scope: Scope
+    perform: Perform
     interval_s: float = 0.0  # timer
     cron: Cron | None = None  # crontab
 
@@ -162,8 +158,7 @@ class Schedule:
             counters.calls += 1
             started_at = self.clocks.monotonic()
             try:
-                async with job.scope(f"task {job.name}"):
-                    await self._call(job)
+                await job.perform(f"task {job.name}", self._call(job))
                 return
             except RolledBack:
                 counters.repeats += 1
@@ -215,8 +210,7 @@ class Schedule:
         while True:
             counters.calls += 1
             try:
-                async with job.scope(f"{job.kind} {job.name}"):
-                    await self._call(job)
+                await job.perform(f"{job.kind} {job.name}", self._call(job))
                 return
             except RolledBack:
                 counters.repeats += 1

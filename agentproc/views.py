@@ -8,12 +8,11 @@ process has gets `Moved`, one that comes too early `Unavailable`: the gateway as
 from collections.abc import Mapping
 
 from streamd import web
-from streamd.agentproc.engine import Engine
+from streamd.agentproc.engine import Engine, RolledBack
 from streamd.agentproc.reads import RETRY_AFTER_S, CommittedTables
-from streamd.agentproc.schedule import RolledBack
 from streamd.app import App, Page
 from streamd.link import Answer, Link
-from streamd.wire import Message, Moved, PageRequest, Unavailable
+from streamd.wire import Message, Moved, PageReply, PageRequest, Unavailable
 
 
 class Answers:
@@ -48,8 +47,8 @@ class Answers:
         if request.partition >= 0 and not self._holds(page, request.partition):
             return Moved(generation)
         try:
-            async with engine.scope(f"page {page.path}"):
-                reply = await web.answer(page.view, self._app, request)
+            view = web.answer(page.view, self._app, request)
+            reply: PageReply = await engine.perform(f"page {page.path}", view)
         except RolledBack:
             return Unavailable("what the page wrote was taken back", RETRY_AFTER_S)
         return reply

@@ -1,23 +1,22 @@
 """Tasks, timers and cron jobs on a clock that the test moves."""
 
 import asyncio
-import contextlib
 import heapq
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamd.agentproc.engine import RolledBack
 from streamd.agentproc.schedule import (
     MAX_BACKOFF_S,
     Clocks,
     Every,
     Job,
-    RolledBack,
     Schedule,
     backoff_s,
     takes_app,
@@ -68,19 +67,18 @@ async def settle() -> None:
 
 
 class Scopes:
-    """Notes each scope; the first `rolled_back` of them end with a roll-back."""
+    """Notes what is performed; the first `rolled_back` of them end with a roll-back."""
 
     def __init__(self, rolled_back: int = 0) -> None:
         self.names: list[str] = []
         self.open = 0
         self._rolled_back = rolled_back
 
-    @contextlib.asynccontextmanager
-    async def __call__(self, name: str) -> AsyncIterator[None]:
+    async def __call__(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
         self.names.append(name)
         self.open += 1
         try:
-            yield
+            await work
             if len(self.names) <= self._rolled_back:
                 raise RolledBack
         finally:
