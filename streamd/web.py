@@ -683,7 +683,7 @@ def as_view(target: Any, base: type[View] = View) -> type[View]:
         return target
     if not inspect.isfunction(target):
         raise AppError(
-            f"the page {name} is a {type(target).__name__}",
+            f"the page {name} is neither a function nor a View class",
             remedy="@app.page stands before an async function or a View class",
         )
     if len(inspect.signature(target).parameters) < 2:
