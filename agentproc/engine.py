@@ -85,6 +85,7 @@ class Engine:
         self.errands: set[Errand] = set()
         self.stopping = False
         self.ready = asyncio.Event()
+        self.announce: Callable[[Owns], None] = lambda owns: None  # set by the process
         self.session = broker.session(
             Subscription(
                 app.id,
@@ -190,7 +191,9 @@ class Engine:
 
     def owns(self) -> Owns:
         """What this slot has, for the master."""
-        return Owns(self.group, self.session.generation, self.session.partitions, [])
+        scattered = [table.name for table in self.tables if table.scattered]
+        partitions = self.session.partitions
+        return Owns(self.group, self.session.generation, partitions, [], scattered)
 
     async def _nothing(self) -> None:
         """Look again whether all is done."""
@@ -620,11 +623,7 @@ class Engine:
         committed = self._committed
         checkpoint = Checkpoint(
             outputs=_joined(outputs_of(outbox), letters),
-            changes=[
-                TableChange(table.name, partition, rows)
-                for table in self.tables
-                for partition, rows in table.snapshot()
-            ],
+            changes=[change for table in self.tables for change in self._changes_of(table)],
             positions={
                 key: position
                 for key, position in self.positions.items()
@@ -634,6 +633,20 @@ class Engine:
         )
         self._urgent = False
         return checkpoint, callbacks, waiters
+
+    def _changes_of(self, table: Table) -> list[TableChange]:
+        before = table.scattered
+        changes = [TableChange(table.name, *change) for change in table.snapshot()]
+        if table.scattered and not before:
+            log.warning(
+                "table %s holds keys outside of the partition they hash to, since its events "
+                "are not keyed by them; every look-up asks all owners, and a key that is in "
+                "several partitions has no one value. group_by, or an agent that is sent to "
+                "with key=, puts each key into one partition",
+                table.name,
+            )
+            self.announce(self.owns())
+        return changes
 
     async def _commit(self, checkpoint: Checkpoint) -> None:
         pause_s = 0.1

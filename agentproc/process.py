@@ -166,9 +166,10 @@ class Process:
         ReadServer(plan.address, tables.answer).start()
         self._beats.enter(Stage.RECOVERING)
         for engine in self._engines.values():
+            engine.announce = self._tell
             name = f"engine {engine.group}"
             self._runs.append(self._spawn(self._run_engine(engine), name))
-        self._spawn(self._announce(), "announce")
+            self._spawn(self._open_group(engine), f"open {engine.group}")
         self._spawn(self._report(), "report")
 
     def _look_elsewhere(self) -> RemoteTables:
@@ -189,16 +190,19 @@ class Process:
         if not self._stopping:
             raise RuntimeError(f"the engine of {engine.group} ended though nobody stopped it")
 
-    async def _announce(self) -> None:
-        for engine in self._engines.values():
-            await engine.ready.wait()
-            self._generations[engine.group] = engine.session.generation
-            self._tell(engine.owns())
-            if not self._stopping:
-                self._schedule.start(self._jobs(engine))
-        if not self._stopping:
+    async def _open_group(self, engine: Engine) -> None:
+        """Once it has recovered: answer for its tables, start its jobs."""
+        await engine.ready.wait()
+        self._generations[engine.group] = engine.session.generation
+        self._tell(engine.owns())
+        if self._stopping:
+            return
+        if None not in self._generations.values():
             self._beats.enter(Stage.RUNNING)
-            self._tell(Ready([plan.group for plan in self._plan.groups]))
+            self._tell(Ready(list(self._generations)))
+        # A job may keep the loop for long: what was told leaves first.
+        await asyncio.sleep(0)
+        self._schedule.start(self._jobs(engine))
 
     def _jobs(self, engine: Engine) -> list[Job]:
         """What runs by the clock in the group of `engine`, here."""
@@ -298,6 +302,10 @@ class Process:
         engines = self._engines.values()
         try:
             async with asyncio.timeout(COLD_S):
+                # The engines' main tasks first: they would take the end of what runs for a
+                # failure, and begin anew.
+                for run in self._runs:
+                    run.cancel()
                 await self._schedule.abort()
                 await asyncio.gather(*(engine.abort() for engine in engines))
         except TimeoutError:

@@ -29,6 +29,9 @@ class _Sentinel:
 ABSENT: Any = _Sentinel("ABSENT")
 DELETED: Any = _Sentinel("DELETED")
 
+# Stored beside the rows of a scattered table, in the transaction that first scatters it.
+SCATTERED_MARK = b"\0scattered"
+
 
 class Stored:
     """A value kept as the bytes it was stored as, since user code could change it in place."""
@@ -97,7 +100,7 @@ class Table(dict[Any, Any]):
 
     __slots__ = (
         "app", "name", "default", "partitions", "help", "key_type", "value_type",
-        "key_codec", "value_codec", "group", "remote", "_part", "_parts", "_place",
+        "key_codec", "value_codec", "group", "remote", "scattered", "_part", "_parts", "_place",
     )  # fmt: skip
 
     __hash__ = object.__hash__  # type: ignore[assignment]
@@ -127,6 +130,7 @@ class Table(dict[Any, Any]):
         self.value_codec = value_codec
         self.group = ""  # worked out when the app is complete
         self.remote: Remote | None = None  # set where the table is foreign
+        self.scattered = False  # a key was written in a partition that it does not hash to
         self._parts: dict[int, Part] = {}  # partition -> what this process holds of it
         self._part: Any = None  # whose events write now: a Part, a Spread, or nobody's
         self._place: Callable[[Any], int] = lambda key: 0  # key -> partition it hashes to
@@ -284,12 +288,21 @@ class Table(dict[Any, Any]):
         for partition, part in self._parts.items():
             if part.pending:
                 part.flight, part.pending = part.pending, {}
-                rows = [
+                rows: list[tuple[bytes, bytes | None]] = [
                     (encode_key(key), None if value is DELETED else encode(value))
                     for key, value in part.flight.items()
                 ]
+                if not self.scattered and self._is_scattered(part, partition):
+                    self.scattered = True
+                    rows.append((SCATTERED_MARK, b"1"))
                 changes.append((partition, rows))
         return changes
+
+    def _is_scattered(self, part: Part, partition: int) -> bool:
+        """True where a key came into the partition that hashes to another one."""
+        base, place = part.base, self._place
+        assert part.flight is not None
+        return any(place(key) != partition for key in part.flight if key not in base)
 
     def landed(self) -> None:
         """The checkpoint is durable: what was in flight is committed."""
@@ -313,6 +326,9 @@ class Table(dict[Any, Any]):
 
     def load(self, rows: Sequence[tuple[bytes, bytes]]) -> dict[Any, Any]:
         """Stored rows as the base of a partition."""
+        if any(key == SCATTERED_MARK for key, _ in rows):
+            self.scattered = True
+            rows = [row for row in rows if row[0] != SCATTERED_MARK]
         keys = map(_hashable, self.key_codec.decode_many([key for key, _ in rows]))
         values = self.value_codec.decode_many([value for _, value in rows])
         return {
@@ -405,6 +421,8 @@ class Spread:
             part.pending[key] = value
 
     def _part_of(self, key: Any) -> Part:
+        if self._table.scattered and (having := self._having(key)) is not None:
+            return having
         partition = self._table.place(key)
         try:
             return self._table._parts[partition]
@@ -414,6 +432,27 @@ class Spread:
                 "which another process holds",
                 remedy="give the page `@app.table_route`, or send the change to an agent",
             ) from None
+
+    def _having(self, key: Any) -> Part | None:
+        """The one partition that has the key of a scattered table; None: no one has it."""
+        having = [
+            part
+            for part in self._table._parts.values()
+            if part.find(key) is not ABSENT and part.find(key) is not DELETED
+        ]
+        if len(having) > 1:
+            raise ScatteredError(self._table.name, key)
+        return having[0] if having else None
+
+
+class ScatteredError(TableError):
+    """A key of a table has a value in several partitions."""
+
+    def __init__(self, table: str, key: Any) -> None:
+        super().__init__(
+            f"key {key!r} of table {table!r} has a value in several partitions",
+            remedy="let the events be keyed by the table's key: send them to an agent with key=",
+        )
 
 
 class Held(Table):

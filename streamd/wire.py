@@ -247,6 +247,7 @@ class Owns(Message):
     generation: int
     active: list[int]
     recovering: list[int]
+    scattered: list[str] = []  # tables with keys outside of the partition they hash to
 
 
 class Stats(Message):
@@ -296,6 +297,7 @@ class Owner(Message):
     slots: int
     active: list[int]
     recovering: list[int]
+    scattered: list[str] = []  # see `Owns`
 
 
 class Owners(Message):

@@ -20,6 +20,7 @@ class OwnerMap:
             slots,
             sorted(owns.active),
             sorted(owns.recovering),
+            owns.scattered,
         )
         if self._owners.get((process, owns.group)) == owner:
             return False
