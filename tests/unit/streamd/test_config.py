@@ -18,16 +18,19 @@ from streamd.config import (
     Settings,
     bootstrap,
     find_file,
+    resolve,
+    settings_page,
+)
+from streamd.errors import ConfigError
+from streamd.kinds import (
+    Refused,
     parse_bool,
     parse_broker,
     parse_duration,
     parse_size,
-    resolve,
-    settings_page,
     show_duration,
     show_size,
 )
-from streamd.errors import ConfigError
 from streamd.log import mask
 
 ROOT = Path(__file__).parents[3]
@@ -289,7 +292,7 @@ def test_a_broker_has_one_spelling(given_: Any, canonical: str) -> None:
      "kafka://", "kafka://a:0", "kafka://a:x", "kafka://a/b"],
 )  # fmt: skip
 def test_what_is_no_broker_is_refused(text: str) -> None:
-    with pytest.raises(config.Refused):
+    with pytest.raises(Refused):
         parse_broker(text)
 
 
