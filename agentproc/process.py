@@ -100,6 +100,7 @@ class Process:
         self._runs: list[asyncio.Task[None]] = []  # of the engines
         self._schedule = Schedule(app)
         self._remote: RemoteTables | None = None
+        self._server: asyncio.Server | None = None
         self._end: asyncio.Future[int] = asyncio.get_event_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -162,7 +163,8 @@ class Process:
         self._remote = self._look_elsewhere()
         tables = CommittedTables(app, self._generations)
         answers = Answers(app, self._engines, self._generations, tables)
-        await serve(plan.address, plan.process, answers.take)
+        # Kept: uvloop closes the socket of a server that nobody holds.
+        self._server = await serve(plan.address, plan.process, answers.take)
         ReadServer(plan.address, tables.answer).start()
         self._beats.enter(Stage.RECOVERING)
         for engine in self._engines.values():
