@@ -138,8 +138,8 @@ def scale(sizes: tuple[str, ...]) -> None:
 
     For this run only; `processes=N` on the agent keeps it.
     """
-    folder = target.folder_of(given())
     wanted = dict(map(_group_size, sizes))
+    folder = target.folder_of(given())
     for group, processes in wanted.items():
         target.wait(target.ask(folder, "scale", timeout_s=60, group=group, processes=processes))
         output.say(f"{group} has {output.plural(processes, 'process')}.")
@@ -159,6 +159,7 @@ scale_command = Command(
     "scale",
     callback=scale,
     help=scale.__doc__,
+    hidden=True,
     params=[
         click.Argument(
             ["sizes"], nargs=-1, required=True, metavar="GROUP=N...", help="Group and size."

@@ -312,6 +312,11 @@ def web(open: bool) -> None:
     record = folder.read_record()
     if record is None or not record.master.is_alive():
         raise target.not_running(folder)
+    if not record.app_id:
+        raise StreamdError(
+            f"{record.name} is starting (pid {record.master.pid}) and has no address yet",
+            remedy="the same in a moment",
+        )
     if not record.web:
         raise StreamdError(
             f"{record.name} serves no pages: it runs without web",

@@ -120,7 +120,7 @@ def _store_setting(name: str) -> Callable[[click.Context, click.Parameter, Any],
 def setting_option(name: str, *declarations: str, **attributes: Any) -> click.Option:
     """An option that gives the setting `name`."""
     return click.Option(
-        declarations,
+        [f"setting_{name}", *declarations],
         expose_value=False,
         callback=_store_setting(name),
         default=None,
@@ -132,8 +132,9 @@ def root_options(*, hidden: bool) -> list[click.Option]:
     """New objects for the options that stand on the root and, hidden, on every command."""
 
     def stored(attribute: str, *declarations: str, **attributes: Any) -> click.Option:
+        # Its own name: a command's argument may be called the same.
         return click.Option(
-            declarations,
+            [f"root_{attribute}", *declarations],
             expose_value=False,
             callback=_store(attribute),
             default=None,

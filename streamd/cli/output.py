@@ -154,17 +154,18 @@ def confirm(question: str) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def say_error(error: StreamdError, *, user_traceback: str = "", debug: bool = False) -> None:
+def say_error(error: StreamdError, *, color: bool | None = None, debug: bool = False) -> None:
     """Write the three-line form to stderr: what happened, what was seen, what to try."""
+    lines = []
     if debug:
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    elif shown := user_traceback or getattr(error, "user_traceback", ""):
-        click.echo(shown.rstrip("\n"), err=True)
-    click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
-    for line in error.seen:
-        click.echo(f"  {line}", err=True)
+        lines.append("".join(traceback.format_exception(error)).rstrip("\n"))
+    elif shown := getattr(error, "user_traceback", ""):
+        lines.append(shown.rstrip("\n"))
+    lines.append(f"{click.style('Error:', fg='red', bold=True)} {error}")
+    lines += [f"  {line}" for line in error.seen]
     if error.remedy:
-        click.echo(f"{click.style('Try:', bold=True)} {error.remedy}", err=True)
+        lines.append(f"{click.style('Try:', bold=True)} {error.remedy}")
+    click.echo("\n".join(lines), err=True, color=color)
 
 
 def say_bug(error: BaseException, *, debug: bool = False) -> None:

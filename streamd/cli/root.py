@@ -29,7 +29,6 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Control": {
         "stop": ("control", "Stop: finish what runs, checkpoint, exit."),
         "restart": ("control", "Restart processes, one at a time."),
-        "scale": ("control", "Set how many processes a group has."),
         "kill": ("kill", "End everything now; what was not committed is done again."),
     },
     "Look": {
@@ -60,6 +59,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 HIDDEN = {
+    "scale": ("control", "Set how many processes a group has."),
     "help": ("completion", "Show a command's help."),
     "failpoints": ("failpoints", "List the failpoints that tests can set."),
 }
@@ -128,13 +128,18 @@ class Root(click.Group):
         # The rest may hold the -A of an own command: `streamd produce -A proj`.
         if name not in BUILT_IN and not name.startswith("-"):
             options.given(ctx).app = options.given(ctx).app or _app_among(args[1:])
-        command = self.get_command(ctx, name)
+        meant = difflib.get_close_matches(name, BUILT_IN)
+        try:
+            command = self.get_command(ctx, name)
+        except StreamdError:
+            # A slip in a built-in name is no reason to tell of an app that cannot be imported.
+            if not meant:
+                raise
+            command = None
         if command is None:
-            raise click.exceptions.NoSuchCommand(
-                name,
-                possibilities=difflib.get_close_matches(name, self.list_commands(ctx)),
-                ctx=ctx,
-            )
+            if not meant:
+                meant = difflib.get_close_matches(name, self._own_commands(ctx))
+            raise click.exceptions.NoSuchCommand(name, possibilities=meant, ctx=ctx)
         return name, command, args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -231,7 +236,7 @@ def run(args: list[str], given: options.Given | None = None) -> int:
         click.echo(error.format_message(), err=True)
         return 2
     except click.UsageError as error:
-        output.say_error(_explained(error))
+        output.say_error(_explained(error), color=options.color_wanted(given.color))
         return 2
     except click.ClickException as error:
         output.say_error(StreamdError(error.format_message()))
@@ -246,7 +251,7 @@ def run(args: list[str], given: options.Given | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except StreamdError as error:
-        output.say_error(error, debug=given.debug)
+        output.say_error(error, color=options.color_wanted(given.color), debug=given.debug)
         return error.exit_code
     except Exception as error:
         output.say_bug(error, debug=given.debug)
