@@ -13,7 +13,7 @@ from streamd.agentproc.broker.catalog import Catalog
 from streamd.agentproc.broker.pack import decode_pack, is_sound
 from streamd.agentproc.broker.schema import OFFSET_BITS, connect, explained, log_path, query
 from streamd.agentproc.broker.turnstile import Turnstile
-from streamd.errors import LogDamaged
+from streamd.errors import BrokerError, LogDamaged
 
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
@@ -106,6 +106,39 @@ class Reader:
             return None
         end = start + len(values)
         return Batch(tp, range(start, end), keys, values, timestamps, headers, end)
+
+    def fetch(
+        self, topic: str, partition: int, position: int, max_events: int, max_bytes: int
+    ) -> Batch | None:
+        """The same by name, without the ends that sessions keep.
+
+        Raises:
+            BrokerError: The log has no such partition.
+        """
+        tp = TP(topic, partition)
+        tp_id = self.catalog.tp_id(tp)
+        if tp_id is None:
+            self.catalog.load(self.db)
+            tp_id = self.catalog.tp_id(tp)
+        if tp_id is None:
+            known = self.catalog.topics.get(topic)
+            raise BrokerError(
+                f"the log has no topic {topic!r}: it has "
+                f"{', '.join(sorted(self.catalog.topics)) or 'none'}"
+                if known is None
+                else f"topic {topic!r} has the partitions 0 to {known.partitions - 1}, "
+                f"not {partition}"
+            )
+        return self.read(tp, tp_id, position, max_events, max_bytes)
+
+    def extents(self) -> dict[int, tuple[int, int, int]]:
+        """Low, next offset and size in bytes of every partition, by id; loads the catalog."""
+        try:
+            self.catalog.load(self.db)
+            heads = query(self.db, "SELECT tp, low, next, bytes FROM heads")
+        except apsw.Error as error:
+            raise explained(error, self.path) from error
+        return {tp_id: (low, end, size) for tp_id, low, end, size in heads}
 
     def rows(self, table: str, partition: int) -> list[tuple[bytes, bytes]]:
         """Every row of a partition of a table, by key."""

@@ -4,7 +4,8 @@ Two flocks. Whoever holds `next` is first in the queue; whoever holds `mine` wri
 `next`, then `mine`, then giving up `next` lets the kernel queue the waiters fairly, where
 SQLite's own busy handler starves all but one. The kernel gives both up when a process dies.
 
-The holder writes its pid into `mine`, so that a waiter can say who does not move.
+The holder writes its pid and the number of its turn into `mine`, so that others can say who
+does not move.
 """
 
 import fcntl
@@ -22,7 +23,8 @@ class Turnstile:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._next = os.open(datadir / "turnstile.next", flags, 0o600)
         self._mine = os.open(datadir / "turnstile.mine", flags, 0o600)
-        self._pid = f"{os.getpid():<12}".encode()
+        self._pid = os.getpid()
+        self._turns = 0
 
     def enter(self) -> None:
         """Wait for this process's turn. Blocks, without the interpreter's lock."""
@@ -31,7 +33,8 @@ class Turnstile:
             fcntl.flock(self._mine, fcntl.LOCK_EX)
         finally:
             fcntl.flock(self._next, fcntl.LOCK_UN)
-        os.pwrite(self._mine, self._pid, 0)
+        self._turns += 1
+        os.pwrite(self._mine, b"%-12d%-20d" % (self._pid, self._turns), 0)
 
     def leave(self) -> None:
         """Give the turn to who waits."""
@@ -39,8 +42,20 @@ class Turnstile:
 
     def last_holder(self) -> int:
         """The pid that had the last turn; while somebody waits, who has it."""
-        text = os.pread(self._mine, 12, 0).strip()
-        return int(text) if text.isdigit() else 0
+        return self._read()[0]
+
+    def turn(self) -> tuple[int, int] | None:
+        """The pid that has the turn now, and which of its turns that is; None: nobody has."""
+        try:
+            fcntl.flock(self._mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._read()
+        fcntl.flock(self._mine, fcntl.LOCK_UN)
+        return None
+
+    def _read(self) -> tuple[int, int]:
+        words = os.pread(self._mine, 32, 0).split()
+        return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
 
     def close(self) -> None:
         os.close(self._next)
