@@ -98,6 +98,7 @@ class Process:
         self._engines: dict[str, Engine] = {}  # by group
         self._generations: dict[str, int | None] = {plan.group: None for plan in plan.groups}
         self._runs: list[asyncio.Task[None]] = []  # of the engines
+        self._server: asyncio.AbstractServer | None = None
         self._schedule = Schedule(app)
         self._remote: RemoteTables | None = None
         self._server: asyncio.Server | None = None

@@ -242,9 +242,10 @@ def reset_process(name: str) -> None:
 
 def set_title(name: str) -> None:
     """Show `name` in `ps`: the command, and with setproctitle the whole line."""
-    _prctl(_PR_SET_NAME, ctypes.c_char_p(os.fsencode(name)[:15]))
     if _setproctitle is not None:
         _setproctitle(f"streamd: {name}")
+    # After the title, which sets the command as well.
+    _prctl(_PR_SET_NAME, ctypes.c_char_p(os.fsencode(name)[:15]))
 
 
 def flush_output() -> None:

@@ -10,18 +10,21 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+import streamd
 from streamd.agentproc.broker.embedded import EmbeddedBroker
 from streamd.wire import (
     Fork,
     Forked,
+    ForkFailed,
     FrameReader,
     GroupPlan,
     Hello,
@@ -50,6 +53,30 @@ def eventually(condition: Callable[[], object], within_s: float = WITHIN_S) -> N
     while not condition():
         assert time.monotonic() < deadline, f"not in {within_s} s: {condition}"
         time.sleep(0.005)
+
+
+def connected(address: str, request: Message) -> socket.socket:
+    """A connection over which `request` was sent."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(WITHIN_S)
+        connection.connect(address)
+        connection.sendall(encode_frame(1, request))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def talk(address: str, request: Message) -> Message:
+    """The answer of whoever listens at `address`."""
+    with connected(address, request) as connection:
+        reader = FrameReader()
+        while data := connection.recv(65536):
+            for id, answer in reader.feed(data):
+                assert id == -1
+                return answer
+    raise AssertionError(f"{address} closed the connection")
 
 
 class End:
@@ -82,6 +109,16 @@ class End:
                 data = self.socket.recv(65536)
                 assert data, f"the link was closed before a {kind.__name__}: {self.seen}"
                 self.seen += [message for _, message in self._reader.feed(data)]
+
+    def take(self, kind: type[M]) -> M:
+        """The first message of `kind` that nobody took yet."""
+        for message in self.seen:
+            if isinstance(message, kind):
+                break
+        else:
+            message = self.wait(kind)
+        self.seen.remove(message)
+        return message
 
     def drain(self) -> list[Message]:
         """Everything that was sent until the other end closed."""
@@ -116,8 +153,15 @@ class Child:
         os.close(self.log_end)
 
     def wait_ready(self) -> "Child":
-        self.link.wait(Ready)
+        self.link.take(Ready)
         return self
+
+    def fields(self) -> tuple[float, int, int, float, int, float]:
+        """The numbers of the beat page."""
+        fields: tuple[float, int, int, float, int, float] = struct.unpack(
+            "dqqdqd", os.pread(self.page, 48, 0)
+        )
+        return fields
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -126,7 +170,10 @@ class Child:
         """Wait for its end; negative: killed by that signal."""
         deadline = time.monotonic() + within_s
         while self._exit is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                pid = 0  # not adopted yet: the process between has told its pid and still ends
             if pid:
                 self._exit = os.waitstatus_to_exitcode(status)
                 break
@@ -142,6 +189,9 @@ class Child:
         except BlockingIOError:
             pass
         return self._logged.decode()
+
+    def wait_logged(self, text: str) -> None:
+        eventually(lambda: text in self.log())
 
     def dumped(self) -> str:
         return os.pread(self.dump, 1 << 20, 0).decode()
@@ -175,21 +225,29 @@ class Master:
             [sys.executable, "-m", "streamd.agentproc.zygote", str(self.end.other.fileno())],
             pass_fds=[self.end.other.fileno()],
             cwd=folder,
-            env={**os.environ, "STREAMD_TREE": "tree-of-this-test", **environ},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(streamd.__file__).parent.parent),
+                "STREAMD_TREE": "tree-of-this-test",
+                **environ,
+            },
             stdout=self.output,
             stderr=self.output,
         )
         self.end.other.close()
 
-    def import_app(self, app: str = "proj", *, alone: bool = False, **options: str) -> Hello:
-        self.end.send(Import(app, options, None, alone))
+    def send_import(self, **options: str) -> None:
+        self.end.send(Import("proj", options, None, False))
+
+    def import_app(self, **options: str) -> Hello:
+        self.send_import(**options)
         answer = self.end.wait(Message, 30.0)
         assert isinstance(answer, Hello), answer
         self.hello = answer
         return answer
 
-    def import_failure(self, app: str = "proj") -> ImportFailed:
-        self.end.send(Import(app, {}, None, False))
+    def import_failure(self) -> ImportFailed:
+        self.send_import()
         answer = self.end.wait(Message, 30.0)
         assert isinstance(answer, ImportFailed), answer
         return answer
@@ -221,12 +279,26 @@ class Master:
         )
 
     def fork(self, plan: Plan | None = None) -> Child:
-        child = Child(plan or self.plan())
-        self.end.send(Fork(len(self.children), child.plan), child.descriptors())
+        return self.fork_all([plan or self.plan()])[0]
+
+    def fork_all(self, plans: Iterable[Plan]) -> list[Child]:
+        """Ask for all, then wait for all."""
+        children = [self._ask_fork(plan) for plan in plans]
+        for child in children:
+            forked = self.end.take(Forked)
+            assert self.children[forked.id] is child
+            child.pid = forked.pid
+        return children
+
+    def fork_failure(self, plan: Plan) -> str:
+        """Why a fork failed."""
+        self._ask_fork(plan)
+        return self.end.take(ForkFailed).error
+
+    def _ask_fork(self, plan: Plan) -> Child:
+        child = Child(plan)
+        self.end.send(Fork(len(self.children), plan), child.descriptors())
         child.let_go()
-        forked = self.end.wait(Forked)
-        assert forked.id == len(self.children)
-        child.pid = forked.pid
         self.children.append(child)
         return child
 
