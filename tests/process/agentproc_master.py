@@ -68,15 +68,20 @@ def connected(address: str, request: Message) -> socket.socket:
     return connection
 
 
-def talk(address: str, request: Message) -> Message:
-    """The answer of whoever listens at `address`."""
-    with connected(address, request) as connection:
+def answer_of(connection: socket.socket) -> Message:
+    """The answer to the request that was sent; closes the connection."""
+    with connection:
         reader = FrameReader()
         while data := connection.recv(65536):
             for id, answer in reader.feed(data):
                 assert id == -1
                 return answer
-    raise AssertionError(f"{address} closed the connection")
+    raise AssertionError("the connection was closed without an answer")
+
+
+def talk(address: str, request: Message) -> Message:
+    """The answer of whoever listens at `address`."""
+    return answer_of(connected(address, request))
 
 
 class End:

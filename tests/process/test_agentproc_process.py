@@ -35,6 +35,7 @@ from streamd.wire import (
     Scan,
     Scanned,
     Stats,
+    Unavailable,
 )
 
 IDLE = """
@@ -599,3 +600,65 @@ async def block(web, request):
 
     assert isinstance(answer, Found) and answer.value == b"3"
     blocked.close()
+
+
+WRITING = """
+import asyncio
+from streamd.app import App
+app = App("proj", topic_partitions=1)
+words = app.topic("words", key_type=str, value_type=str)
+counts = app.Table("counts", default=int, key_type=str, value_type=int)
+
+@app.agent(words, on_error="skip")
+async def count(stream):
+    async for word in stream:
+        if word == "bad":
+            raise ValueError(word)
+        counts[word] += 1
+
+@app.page("/add/")
+async def add(web, request):
+    counts["added"] += 1
+    return web.json(counts["added"])
+
+@app.page("/slow/")
+async def slow(web, request):
+    counts["slowly"] += 1
+    print("waits")
+    await asyncio.sleep(1.0)
+    return web.json(counts["slowly"])
+
+@app.page("/send/")
+async def send(web, request):
+    await words.send(key="k", value="bad")
+    return web.text("sent")
+"""
+
+
+def test_what_a_page_wrote_is_durable_when_it_is_answered(start: StartMaster) -> None:
+    master = start(WRITING)
+    child = master.fork(master.plan("count#0")).wait_ready()
+
+    for number in range(1, 4):
+        reply = talk(child.plan.address, page("/add/", 0))
+        child.signal(signal.SIGKILL)
+
+        assert isinstance(reply, PageReply) and json.loads(reply.body) == number
+        assert child.exit_code() == -signal.SIGKILL
+        child = master.fork(master.plan("count#0")).wait_ready()
+        assert talk(child.plan.address, LookupText("counts", "added", 0)) == Found(
+            str(number).encode(), 0
+        )
+
+
+def test_page_whose_writes_were_taken_back_is_not_answered_as_done(start: StartMaster) -> None:
+    master = start(WRITING)
+    child = master.fork(master.plan("count#0")).wait_ready()
+    other = master.fork(master.plan("app#0")).wait_ready()
+    asked = agentproc_master.connected(child.plan.address, page("/slow/", 1))
+    child.wait_logged("waits")
+
+    reply = talk(other.plan.address, page("/send/", 2))
+
+    assert isinstance(reply, PageReply) and reply.status == 200
+    assert isinstance(agentproc_master.answer_of(asked), Unavailable)
