@@ -1,9 +1,9 @@
 """The word count as one would write it by hand, without streamd: the yardstick of the bench.
 
 Two processes and one SQLite file. `split` reads packs of posts and writes packs of words,
-placed by the hash of the word; `count` reads those and keeps a table. Each transaction holds outputs,
-the table's changed rows and the position, so it is exact as well. Nothing else is there: no
-groups, no fences, no retries, no wake-ups, no web, no checks.
+placed by the hash of the word; `count` reads those and keeps a table. Each transaction holds
+outputs, the table's changed rows and the position, so it is exact as well. Nothing else is
+there: no groups, no fences, no retries, no wake-ups, no web, no checks.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Words a second on the embedded log: split → repartition → count → table, two groups, exact."""
+"""Words a second on the embedded log: split → repartition → count → table, two groups."""
 
 import asyncio
 import json
@@ -98,7 +98,7 @@ def run() -> Iterator[str]:
     took_s, cpu_s = sorted(ours, key=lambda run: run[0])[ROUNDS // 2]
     hand_s, hand_cpu_s = sorted(hand)[ROUNDS // 2]
     ours_us = sum(cpu_s.values()) / words * 1e6
-    yield f"  streamd   {words / took_s:10.0f} words/s   {ours_us:5.2f} µs of CPU a word, of which"
+    yield f"  streamd   {words / took_s:10.0f} words/s   {ours_us:5.2f} µs of CPU a word:"
     for name in ("split#0", "count#0", "log", "master", "web", "zygote", "guardian", "app#0"):
         yield f"    {name:14} {cpu_s.get(name, 0.0) / words * 1e6:17.2f}"
     hand_us = hand_cpu_s / words * 1e6
