@@ -17,7 +17,7 @@ from streamd.errors import StreamdError, UsageError
 from streamd.instance import identify
 from streamd.link import Answer, Link, serve
 from streamd.supervisor import policy
-from streamd.supervisor.logs import as_data
+from streamd.supervisor.logs import as_data, level_number
 from streamd.wire import Command, Document, Message
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ class Control:
         yield Document(msgspec.to_builtins(hello))
 
     async def do_owners(self, args: dict[str, Any]) -> AsyncIterator[Message]:
-        yield Document(msgspec.to_builtins(self._master.fleet.owners.frame()))
+        frame = self._master.fleet.owners.frame()
+        owners = [msgspec.structs.asdict(owner) for owner in frame.owners]
+        yield Document({"generation": frame.generation, "owners": owners})
 
     async def do_tree(self, args: dict[str, Any]) -> AsyncIterator[Message]:
         fleet = self._master.fleet
@@ -135,17 +137,18 @@ class Control:
             return not wanted or process in wanted or process.partition("#")[0] in wanted
 
         # Followed before it is read: no line falls between.
-        follower = logs.follow(is_wanted, level=level)
-        for line in logs.select(
-            is_wanted,
-            lines=int(args.get("lines") or 0),
-            level=level,
-            since=float(args.get("since") or 0.0),
-        ):
-            yield Document(as_data(line))
-        if args.get("follow"):
-            async for line in follower:
+        with logs.followed() as queue:
+            for line in logs.select(
+                is_wanted,
+                lines=int(args.get("lines") or 0),
+                level=level,
+                since=float(args.get("since") or 0.0),
+            ):
                 yield Document(as_data(line))
+            while args.get("follow"):
+                line = await queue.get()
+                if is_wanted(line.process) and level_number(line.level) >= level_number(level):
+                    yield Document(as_data(line))
 
     async def do_stacks(self, args: dict[str, Any]) -> AsyncIterator[Message]:
         names = list(args.get("names") or ())

@@ -94,7 +94,8 @@ class Guardian:
             command,
             environment,
             setsid=True,
-            setsigmask=(),
+            # Blocked until its handlers stand: what comes before is obeyed, and kills nobody.
+            setsigmask=[getattr(signal, f"SIG{name}") for name in (*PASSED, "HUP")],
             setsigdef=[*(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})],
         )
         if self._notify is not None:

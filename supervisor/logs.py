@@ -14,7 +14,7 @@ import socket
 import stat
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -123,16 +123,13 @@ class Logs:
                 chosen.append(line)
         return chosen[::-1]
 
-    async def follow(self, names: Callable[[str], bool], *, level: str) -> AsyncIterator[Line]:
-        """Lines as they come; a reader that is too slow misses some."""
-        lowest = level_number(level)
+    @contextlib.contextmanager
+    def followed(self) -> Iterator["asyncio.Queue[Line]"]:
+        """A queue that gets every line from now on; a reader that is too slow misses some."""
         queue: asyncio.Queue[Line] = asyncio.Queue(FOLLOWER_LINES)
         self._followers.add(queue)
         try:
-            while True:
-                line = await queue.get()
-                if names(line.process) and level_number(line.level) >= lowest:
-                    yield line
+            yield queue
         finally:
             self._followers.discard(queue)
 

@@ -27,7 +27,7 @@ from streamd.supervisor import claims, policy, stacks, tree
 from streamd.supervisor.child import Child
 from streamd.supervisor.control import Control
 from streamd.supervisor.fleet import Fleet, ImportRefused, Settings
-from streamd.supervisor.logs import Logs, LogsHandler, Output
+from streamd.supervisor.logs import Logs, LogsHandler, Output, level_number
 from streamd.supervisor.notify import Notify
 from streamd.supervisor.policy import LateWatch
 from streamd.supervisor.registry import Registry
@@ -41,7 +41,8 @@ TICK_S = 0.25
 LATE_S = 1.0
 SECOND_S = 1.0
 WEB_GOODBYE_S = 1.0
-COLD_S = 0.7
+COLD_S = 0.6  # for agent processes to end by QUIT
+LAST_S = 0.4  # for the log to end by TERM, and for what was killed
 PROGRESS_S = 5.0
 STACKS_S = 1.0
 EXTEND_S = 30.0
@@ -86,7 +87,7 @@ class Master:
             web="",
             started_at=time.time(),
             version=streamd.__version__,
-            unit=environment.get("STREAMD_UNIT", ""),
+            unit=systemd_unit() if "STREAMD_NOTIFY_FD" in environment else "",
         )
         self.snapshots = self._make_snapshots("")
 
@@ -125,6 +126,8 @@ class Master:
         for name in SIGNALS:
             number = getattr(signal, f"SIG{name}")
             loop.add_signal_handler(number, self.enqueue, number)
+        # The guardian has blocked them for the time until now.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _handle_signals(self) -> None:
         while self._signals:
@@ -139,9 +142,8 @@ class Master:
             web.run.link.send(Snapshot(msgspec.json.encode(self.snapshot())))
         self.registry.commit()
         self._notify.status(self.snapshots.sentence(self.phase))
-        if self.phase == "running":
-            self._notify.alive()
-        else:
+        self._notify.alive()
+        if self.phase != "running":
             self._notify.extend(EXTEND_S)
 
     # Signals.
@@ -426,11 +428,15 @@ class Master:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COLD_S):
                 await fleet.wait_ended(fleet.agents)
+        deaf = [child for child in fleet.agents if child.run is not None]
+        if deaf:
+            log.warning("killed, since they did not end: %s", ", ".join(map(str, deaf)))
+        for child in deaf:
+            fleet.kill(child, "it did not end")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_S):
                 await self._end_warm(self._kind("log"))
                 await fleet.wait_ended(fleet.children.values())
-        left = [child.name for child in fleet.children.values() if child.run is not None]
-        if left:
-            log.warning("killed, since they did not end: %s", ", ".join(left))
         self._exit_code = exit_code
         self._wake.set()
 
@@ -463,8 +469,9 @@ class Master:
         for child in self.fleet.children.values():
             if child.run is not None:
                 child.run.logs.drain()
-        for path in self.folder.path.glob("*.sock"):
-            path.unlink(missing_ok=True)
+        for path in self.folder.path.iterdir():
+            if path.is_socket():
+                path.unlink(missing_ok=True)
         took_s = time.monotonic() - self._began_at
         self.registry.note("INFO", f"ended with {self._exit_code} after {took_s:.0f} s")
         self.registry.close(0.2)
@@ -577,6 +584,16 @@ def _count(processes: int) -> str:
     return "1 process" if processes == 1 else f"{processes} processes"
 
 
+def systemd_unit() -> str:
+    """The unit that this process is in, "" if it is in none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            unit = line.rpartition("/")[2]
+            if unit.endswith(".service"):
+                return unit
+    return ""
+
+
 def open_logs(spec: StartSpec) -> Logs:
     """The log of the tree, and the master's own records in it.
 
@@ -599,6 +616,6 @@ def open_logs(spec: StartSpec) -> Logs:
     logs = Logs(output, style=style, level=spec.loglevel, color=spec.color)
     root = logging.getLogger()
     root.handlers[:] = [LogsHandler(logs)]
-    root.setLevel(logging.INFO)
+    root.setLevel(level_number(spec.loglevel))
     logging.captureWarnings(True)
     return logs

@@ -34,6 +34,7 @@ class Registry:
         self._path = Path()
         self._rows: SqliteDict | None = None
         self._number = 0
+        self._has_dropped = False
 
     def open(self, path: Path) -> None:
         """Read what `path` holds and write to it from now on; never raises for its sake."""
@@ -148,9 +149,15 @@ class Registry:
         thread = self._rows.conn
         if not thread.is_alive():
             self._give_up(RuntimeError("its thread ended"))
-        elif thread.reqs.qsize() > MAX_QUEUE:
-            self._give_up(RuntimeError(f"{MAX_QUEUE} writes wait for the disk"))
-        return self._rows is not None
+            return False
+        if thread.reqs.qsize() <= MAX_QUEUE:
+            return True
+        if not self._has_dropped:
+            self._has_dropped = True
+            log.warning(
+                "%s: %d writes wait for the disk; some are left out", self._path, MAX_QUEUE
+            )
+        return False
 
     def _give_up(self, error: Exception) -> None:
         log.warning(

@@ -23,6 +23,7 @@ HISTORY_S = 120
 RATE_S = 5
 SHOWN_EVENTS = 50
 PRIVATE_EACH_S = 15.0
+PRIVATE_READS = 4  # a look at all processes
 
 
 class Snapshots:
@@ -39,6 +40,7 @@ class Snapshots:
         self._history: deque[dict[str, float]] = deque(maxlen=HISTORY_S)
         self._totals: deque[tuple[float, dict[str, int]]] = deque(maxlen=RATE_S + 1)
         self._figures: dict[int, psutil.Process] = {}  # pid -> whose cpu is measured
+        self._private_reads = 0  # left in this look
         self._private: dict[int, tuple[float, int]] = {}  # pid -> when read, bytes
 
     def tick(self, now: float) -> None:
@@ -112,6 +114,7 @@ class Snapshots:
     def processes(self) -> list[dict[str, Any]]:
         """Every process of the tree, as `ps` shows it."""
         strays = list(self._fleet.reaper.strays.values())
+        self._private_reads = PRIVATE_READS
         rows = []
         live: set[int] = set()
         for name, pid in (("guardian", os.getppid()), ("master", os.getpid())):
@@ -181,11 +184,13 @@ class Snapshots:
         return figures
 
     def _private_of(self, pid: int) -> int:
-        # Up to 7 ms a process: seldom, and at another moment for each.
+        # Up to 7 ms a process: seldom, and few at a time.
         read_at, size_bytes = self._private.get(pid, (0.0, 0))
         now = time.monotonic()
-        if read_at and now - read_at < PRIVATE_EACH_S + pid % 8:
+        is_fresh = read_at > 0.0 and now - read_at < PRIVATE_EACH_S
+        if is_fresh or self._private_reads == 0:
             return size_bytes
+        self._private_reads -= 1
         try:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
