@@ -98,7 +98,7 @@ class Process:
         self._engines: dict[str, Engine] = {}  # by group
         self._generations: dict[str, int | None] = {plan.group: None for plan in plan.groups}
         self._runs: list[asyncio.Task[None]] = []  # of the engines
-        self._server: asyncio.AbstractServer | None = None
+        self._answers: Answers | None = None
         self._schedule = Schedule(app)
         self._remote: RemoteTables | None = None
         self._server: asyncio.Server | None = None
@@ -163,9 +163,9 @@ class Process:
             )  # fmt: skip
         self._remote = self._look_elsewhere()
         tables = CommittedTables(app, self._generations)
-        answers = Answers(app, self._engines, self._generations, tables)
+        self._answers = Answers(app, self._engines, self._generations, tables)
         # Kept: uvloop closes the socket of a server that nobody holds.
-        self._server = await serve(plan.address, plan.process, answers.take)
+        self._server = await serve(plan.address, plan.process, self._answers.take)
         ReadServer(plan.address, tables.answer).start()
         self._beats.enter(Stage.RECOVERING)
         for engine in self._engines.values():
@@ -233,7 +233,8 @@ class Process:
             stats = self._stats()
             self._tell(stats)
             if self._stopping:
-                self._tell(Draining([*stats.busy_with, *self._schedule.busy_with]))
+                pages = self._answers.busy_with if self._answers is not None else []
+                self._tell(Draining([*stats.busy_with, *self._schedule.busy_with, *pages]))
 
     def _stats(self) -> Stats:
         engines = self._engines.values()
@@ -290,7 +291,10 @@ class Process:
         self._spawn(self._drain(), "drain")
 
     async def _drain(self) -> None:
+        # What needs an engine ends before the engines do.
         await self._schedule.stop()
+        if self._answers is not None:
+            await self._answers.stop()
         for engine in self._engines.values():
             engine.stop()
         if self._runs:

@@ -5,6 +5,7 @@ now; what it writes is made durable before it is answered. A request for a key t
 process has gets `Moved`, one that comes too early `Unavailable`: the gateway asks again.
 """
 
+import asyncio
 from collections.abc import Mapping
 
 from streamd import web
@@ -29,6 +30,20 @@ class Answers:
         self._engines = engines  # by group
         self._generations = generations  # by group; None while it recovers
         self._tables = tables
+        self._in_work: list[str] = []  # the paths of the pages being answered
+        self._none_in_work = asyncio.Event()
+        self._none_in_work.set()
+        self._stopping = False
+
+    @property
+    def busy_with(self) -> list[str]:
+        """The pages that are being answered."""
+        return [f"page {path}" for path in self._in_work]
+
+    async def stop(self) -> None:
+        """Run no page any more, and wait for those that run: they need their engine."""
+        self._stopping = True
+        await self._none_in_work.wait()
 
     async def take(self, link: Link, message: Message) -> Answer:
         """Answer a page's request or a question about a table."""
@@ -42,15 +57,21 @@ class Answers:
         if engine is None:
             return Moved(0)
         generation = self._generations[page.group]
-        if generation is None:
-            return Unavailable("recovering", RETRY_AFTER_S)
+        if generation is None or self._stopping:
+            return Unavailable("stopping" if self._stopping else "recovering", RETRY_AFTER_S)
         if request.partition >= 0 and not self._holds(page, request.partition):
             return Moved(generation)
+        self._in_work.append(request.path)
+        self._none_in_work.clear()
         try:
             view = web.answer(page.view, self._app, request)
             reply: PageReply = await engine.perform(f"page {page.path}", view)
         except RolledBack:
             return Unavailable("what the page wrote was taken back", RETRY_AFTER_S)
+        finally:
+            self._in_work.remove(request.path)
+            if not self._in_work:
+                self._none_in_work.set()
         return reply
 
     def _holds(self, page: Page, partition: int) -> bool:

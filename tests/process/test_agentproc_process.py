@@ -398,10 +398,12 @@ import asyncio
 @app.task
 async def waits_here():
     password = "hunter2"
+    print("waits")
     await asyncio.sleep(60)
 """
     )
     child = start(source).fork().wait_ready()
+    child.wait_logged("waits")
 
     for _ in range(2):
         os.ftruncate(child.dump, 0)
@@ -662,3 +664,19 @@ def test_page_whose_writes_were_taken_back_is_not_answered_as_done(start: StartM
 
     assert isinstance(reply, PageReply) and reply.status == 200
     assert isinstance(agentproc_master.answer_of(asked), Unavailable)
+
+
+def test_page_that_runs_is_answered_before_a_warm_stop_ends(start: StartMaster) -> None:
+    master = start(WRITING)
+    child = master.fork(master.plan("count#0")).wait_ready()
+    asked = agentproc_master.connected(child.plan.address, page("/slow/", 1))
+    child.wait_logged("waits")
+
+    child.signal(signal.SIGTERM)
+    eventually(lambda: child.fields()[4] == Stage.DRAINING)
+
+    late = talk(child.plan.address, page("/add/", 0))
+    assert late == Unavailable("stopping", 1.0)
+    reply = agentproc_master.answer_of(asked)
+    assert isinstance(reply, PageReply) and json.loads(reply.body) == 1
+    assert child.exit_code() == 0
