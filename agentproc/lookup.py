@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from streamd.agentproc.reads import read_address
-from streamd.errors import StreamdError, TableError, TimedOut
+from streamd.errors import StreamdError, TimedOut
 from streamd.link import Link, LinkLost, connect
+from streamd.tables import ScatteredError
 from streamd.wire import (
     Found,
     FrameReader,
@@ -55,6 +56,7 @@ class RemoteTables:
         self._tables = tables
         self._deadline_s = deadline_s
         self._owners: tuple[Owner, ...] = ()  # replaced whole: other threads read it
+        self._scattered: frozenset[str] = frozenset()  # tables; replaced whole
         self._lock = threading.Lock()
         self._idle: dict[str, list[_Connection]] = {}  # address -> not in use
         self._links: dict[str, asyncio.Task[Link]] = {}  # address -> connected or on its way
@@ -62,6 +64,9 @@ class RemoteTables:
     def know(self, owners: Owners) -> None:
         """Take over who has what."""
         self._owners = tuple(owners.owners)
+        self._scattered = frozenset(
+            table for owner in owners.owners for table in owner.scattered
+        )
 
     def owners_of(self, table: str, partition: int) -> list[Owner]:
         """Whom to ask for a key of `partition`; -1: every process that has a part of `table`.
@@ -82,30 +87,33 @@ class RemoteTables:
     def get(self, table: str, key: bytes, partition: int) -> bytes | None:
         """The committed value of `key`, or None.
 
-        Waits, up to the deadline. With a partition of -1, every owner is asked.
+        Waits, up to the deadline. With a partition of -1, or where the table has keys outside
+        of the partition they hash to, every owner is asked.
 
         Raises:
             TimedOut: An owner did not answer in time; the text names it.
-            TableError: Several owners have the key.
+            ScatteredError: Several partitions have the key.
             StreamdError: The owner refused.
         """
         deadline = time.monotonic() + self._deadline_s
+        partition = -1 if table in self._scattered else partition
         answers = [
             self._ask(owner, Lookup(table, key, partition), deadline)
             for owner in self._asked(table, partition)
         ]
-        return _only(answers, table)
+        return _only(answers, table, key)
 
     async def get_soon(self, table: str, key: bytes, partition: int) -> bytes | None:
         """The same as `get` for code that awaits; the loop goes on meanwhile."""
         deadline = time.monotonic() + self._deadline_s
+        partition = -1 if table in self._scattered else partition
         answers = await asyncio.gather(
             *(
                 self._ask_awaiting(owner, Lookup(table, key, partition), deadline)
                 for owner in self._asked(table, partition)
             )
         )
-        return _only(answers, table)
+        return _only(answers, table, key)
 
     def close(self) -> None:
         """Close the connections that were kept."""
@@ -243,7 +251,7 @@ def _reason(answer: Unavailable | Moved) -> str:
     return "does not own this key any more"
 
 
-def _only(answers: Iterable[Message], table: str) -> bytes | None:
+def _only(answers: Iterable[Message], table: str, key: bytes) -> bytes | None:
     found = []
     for answer in answers:
         if isinstance(answer, Found):
@@ -253,9 +261,5 @@ def _only(answers: Iterable[Message], table: str) -> bytes | None:
         elif not isinstance(answer, Missing):
             raise StreamdError(f"a look-up was answered by {type(answer).__name__}")
     if len(found) > 1:
-        raise TableError(
-            f"{len(found)} partitions of the table {table} have this key",
-            seen=[f"{table}[{answer.partition}]" for answer in found],
-            remedy="repartition the stream that writes it, by group_by",
-        )
+        raise ScatteredError(table, key)
     return found[0].value if found else None

@@ -21,7 +21,7 @@ from streamd.app import App
 from streamd.codecs import codec_for
 from streamd.errors import EncodeError, StreamdError, WireError
 from streamd.link import listen
-from streamd.tables import Held, Table
+from streamd.tables import Held, ScatteredError, Table
 from streamd.wire import (
     Found,
     FrameReader,
@@ -232,15 +232,24 @@ def scan(table: Table, prefix: str, limit: int) -> Scanned:
 def _look_up(
     table: Table, keys: Iterable[Any], partition: int, convert: Callable[[bytes], bytes]
 ) -> Message:
-    """The first of `keys` that has a committed value, in one partition or (-1) in any."""
+    """The first of `keys` that has a committed value, in one partition or (-1) in any.
+
+    Raises:
+        ScatteredError: It has one in several.
+    """
     for key in keys:
+        found: list[Found] = []
         for held in table.held_partitions() if partition < 0 else [partition]:
             try:
                 data = table.committed(key, held)
             except KeyError:
                 return Moved(0)  # it went to another process just now
             if data is not None:
-                return Found(convert(data), held)
+                found.append(Found(convert(data), held))
+        if len(found) > 1:
+            raise ScatteredError(table.name, key)
+        if found:
+            return found[0]
     default = None if table.default is None else table.value_codec.encode(table.default())
     return Missing(None if default is None else convert(default))
 

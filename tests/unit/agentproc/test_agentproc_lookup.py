@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from streamd.agentproc.lookup import RemoteTables
 from streamd.agentproc.reads import ReadServer, read_address
-from streamd.errors import StreamdError, TableError, TimedOut
+from streamd.errors import StreamdError, TimedOut
+from streamd.tables import ScatteredError
 from streamd.wire import (
     Found,
     Message,
@@ -100,15 +102,40 @@ def test_key_of_any_partition_is_asked_of_every_owner(
     assert remote.get("counts", b"k", -1) == b"one"
 
 
-def test_key_in_several_partitions_is_an_error_that_names_the_cure(
-    serve: Serve, remote: RemoteTables
-) -> None:
+def test_key_in_several_partitions_is_an_error(serve: Serve, remote: RemoteTables) -> None:
     serve("count#0", found(b"zero", 0))
     serve("count#1", found(b"one", 1))
 
-    with pytest.raises(TableError, match="2 partitions") as caught:
+    with pytest.raises(ScatteredError, match="several partitions"):
         remote.get("counts", b"k", -1)
-    assert "group_by" in (caught.value.remedy or "")
+
+
+def test_every_owner_of_a_scattered_table_is_asked_whatever_the_key_hashes_to(
+    folder: Path, serve: Serve, remote: RemoteTables
+) -> None:
+    serve("count#0", lambda request: Missing(None))
+    serve("count#1", found(b"one", 1))
+    scattered = msgspec.structs.replace(owner(folder, 1, 2, [1]), scattered=["counts"])
+    remote.know(Owners(1, [owner(folder, 0, 2, [0]), scattered]))
+
+    assert remote.get("counts", b"k", 0) == b"one"
+
+
+def test_awaited_look_up_of_a_scattered_table_asks_every_owner(
+    folder: Path, serve: Serve, remote: RemoteTables
+) -> None:
+    serve("count#0", lambda request: Missing(None))
+    serve("count#1", found(b"one", 1))
+    scattered = msgspec.structs.replace(owner(folder, 1, 2, [1]), scattered=["counts"])
+    remote.know(Owners(1, [owner(folder, 0, 2, [0]), scattered]))
+
+    async def look_up() -> bytes | None:
+        value = await remote.get_soon("counts", b"k", 0)
+        remote.close()
+        await asyncio.sleep(0)
+        return value
+
+    assert asyncio.run(look_up()) == b"one"
 
 
 def test_absent_owner_is_waited_for_until_the_deadline_and_named(remote: RemoteTables) -> None:
