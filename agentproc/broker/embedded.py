@@ -10,6 +10,7 @@ import functools
 import logging
 import socket
 import sys
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,6 +53,7 @@ class EmbeddedBroker:
         self._thread: ThreadPoolExecutor | None = None
         self._writer: Writer | None = None
         self._reader: Reader | None = None
+        self._open: set[EmbeddedSession] = set()
 
     def session(self, subscription: Subscription) -> "EmbeddedSession":
         """A session that is not open yet."""
@@ -68,7 +70,9 @@ class EmbeddedBroker:
         await self.write(Writer.declare, topics, tables, groups)
 
     async def close(self) -> None:
-        """Close the connections; what was committed stays."""
+        """Close the sessions and the connections; what was committed stays."""
+        for session in list(self._open):
+            await session.close()
         if self._reader is not None:
             self._reader.close()
         if self._thread is not None:
@@ -76,6 +80,14 @@ class EmbeddedBroker:
                 await self.write(Writer.close)
             self._thread.shutdown()
         self._reader = self._writer = self._thread = None
+
+    def opened(self, session: "EmbeddedSession") -> None:
+        """Close this session too when the broker is closed."""
+        self._open.add(session)
+
+    def closed(self, session: "EmbeddedSession") -> None:
+        """The session let go of what it had."""
+        self._open.discard(session)
 
     @property
     def reader(self) -> Reader:
@@ -168,6 +180,7 @@ class EmbeddedSession:
         broker, subscription = self._broker, self._subscription
         address = broker.runtime_dir / f"{_short(subscription)}.bell"
         bell = self._bell = listen(address)
+        broker.opened(self)
         asyncio.get_running_loop().add_reader(bell, self._ring, bell)
         claim = await broker.write(Writer.claim, subscription, str(address))
         reader = broker.reader
@@ -231,6 +244,7 @@ class EmbeddedSession:
             asyncio.get_running_loop().remove_reader(self._bell)
             self._bell.close()
             self._bell = None
+        self._broker.closed(self)
 
     def _read(self, max_events: int) -> list[Batch]:
         reader = self._broker.reader
@@ -277,4 +291,7 @@ class EmbeddedSession:
 
 
 def _short(subscription: Subscription) -> str:
-    return f"{subscription.group[:32]}#{subscription.slot}"
+    # The path of a Unix socket is short; the checksum tells long names apart.
+    group = subscription.group
+    readable = group[:20].replace("/", "_")
+    return f"{readable}-{zlib.crc32(group.encode()):08x}#{subscription.slot}"
