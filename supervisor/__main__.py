@@ -5,8 +5,10 @@ python -m streamd.supervisor SPEC_FD LOCK_FD READY_FD
 
 import asyncio
 import ctypes
+import grp
 import json
 import os
+import pwd
 import resource
 import signal
 import sys
@@ -14,7 +16,7 @@ from typing import NoReturn
 
 import msgspec
 
-from streamd.errors import StreamdError
+from streamd.errors import ConfigError, NotPermitted, StreamdError
 from streamd.instance import StartSpec
 from streamd.supervisor.master import Master
 
@@ -45,6 +47,9 @@ def main() -> NoReturn:
 
 async def run(spec: StartSpec, ready_fd: int) -> int:
     """Make a master and run it."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.set_name("master")
     return await Master(spec, ready_fd, dict(os.environ)).run()
 
 
@@ -63,6 +68,7 @@ def prepare(spec: StartSpec) -> None:
     Raises:
         StreamdError: It cannot be set.
     """
+    check_identity(spec)
     try:
         os.chdir(spec.workdir)
         if spec.umask is not None:
@@ -72,6 +78,26 @@ def prepare(spec: StartSpec) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (spec.nofile, max(spec.nofile, hard)))
     except (OSError, ValueError) as error:
         raise StreamdError(f"the process cannot be set up: {error}") from error
+
+
+def check_identity(spec: StartSpec) -> None:
+    """Refuse to run as somebody else than asked for.
+
+    Raises:
+        ConfigError: There is no such user or group.
+        NotPermitted: This process is another's.
+    """
+    try:
+        uid = pwd.getpwnam(spec.user).pw_uid if spec.user is not None else os.geteuid()
+        gid = grp.getgrnam(spec.group).gr_gid if spec.group is not None else os.getegid()
+    except KeyError as error:
+        raise ConfigError(f"the settings user and group name nobody: {error}") from error
+    if (uid, gid) != (os.geteuid(), os.getegid()):
+        raise NotPermitted(
+            f"this process is uid {os.geteuid()}, gid {os.getegid()}, and was to run as "
+            f"user={spec.user!r} group={spec.group!r}: it does not change by itself",
+            remedy="start it as that user: User= in systemd, or sudo -u NAME streamd …",
+        )
 
 
 def tell(error: StreamdError, ready_fd: int) -> None:

@@ -586,11 +586,14 @@ class Fleet:
                 child.move(Event.EXIT)
         elif child.state is not State.STOPPING or number == signal.SIGTERM:
             return
-        if child.run is not None:
-            if child.kind == "zygote" and self._zygote is not None and not self._forks:
-                self._zygote.close()
-                self._zygote = None
-            child.run.signal(number)
+        if child.run is None:
+            return
+        if child.kind == "zygote" and self._zygote is not None and self.hello is not None:
+            # It ends when it has read this, having answered what it was asked before.
+            self._zygote.close()
+            self._zygote = None
+            number = signal.SIGCONT if number == signal.SIGTERM else number
+        child.run.signal(number)
 
     def kill(self, child: Child, why: str, ending: Ending = Ending.HANG) -> None:
         """End a child's process now; `ending` is what the policy goes by."""

@@ -152,13 +152,24 @@ class Guardian:
     def _say(self, text: str) -> None:
         line = f"streamd: {self._spec['name']}: {text}\n".encode(errors="replace")
         # By its path: a daemon's log file may have been moved away and made anew.
-        path = self._spec["logfile"] or "/dev/stderr"
+        path = self._spec["logfile"] or self._daemon_log() or "/dev/stderr"
         try:
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         except OSError:
             fd = 2
         with contextlib.suppress(OSError):  # a terminal that was closed
             os.write(fd, line)
+
+    def _daemon_log(self) -> str | None:
+        """The file that the master of a daemon writes to, once it knows the data directory."""
+        if self._spec["foreground"]:
+            return None
+        try:
+            with open(os.path.join(self._spec["folder"], "instance.json"), "rb") as file:
+                datadir = json.load(file)["datadir"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return os.path.join(datadir, "streamd.log") if datadir else None
 
 
 def has_terminal() -> bool:

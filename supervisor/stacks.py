@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from streamd.instance import process_state
 from streamd.log import is_user_frame
@@ -108,9 +110,17 @@ def own_stacks() -> str:
         parts += traceback.format_stack(frame)
     for task in sorted(asyncio.all_tasks(), key=asyncio.Task.get_name):
         parts.append(f"Task {task.get_name()!r}:\n")
-        for each in task.get_stack():
-            parts += traceback.format_stack(each, limit=1)
+        for frame in _awaited(task):
+            parts += traceback.format_stack(frame, limit=1)
     return "".join(parts)
+
+
+def _awaited(task: "asyncio.Task[Any]") -> Iterator[FrameType]:
+    """The frames of a task that waits, outermost first."""
+    waiting: Any = task.get_coro()
+    while (frame := getattr(waiting, "cr_frame", None)) is not None:
+        yield frame
+        waiting = waiting.cr_await
 
 
 def guilty(dump: str) -> str | None:

@@ -146,6 +146,43 @@ def test_hup_to_a_daemon_is_refused_in_a_sentence_and_restarts_processes() -> No
         eventually(lambda: house.process("app#0")["pid"] not in (None, before))
 
 
+@pytest.mark.parametrize("after_s", [0.06, 0.1, 0.15, 0.2, 0.3])
+def test_a_term_at_any_moment_of_the_start_ends_it_warm(after_s: float) -> None:
+    with tree_of() as house:
+        house.start(option_web_enabled="true")
+        # The guardian's own interpreter has started by then; nothing else needs to.
+        time.sleep(after_s)
+
+        house.signal(signal.SIGTERM)
+
+        assert house.wait_exit() == 0
+        assert "Traceback" not in house.log
+        assert (house.place / "guardian.txt").read_text() == ""
+
+
+def test_an_import_that_hangs_can_be_stopped() -> None:
+    with tree_of("import time\nprint('imports', flush=True)\ntime.sleep(600)\n") as house:
+        house.start()
+        eventually(lambda: "imports" in house.log)
+
+        house.signal(signal.SIGTERM)
+
+        assert house.wait_exit() == 0
+
+
+def test_fifty_processes_start_and_stop_soon() -> None:
+    source = SLOW.replace("@app.agent(jobs)", "@app.agent(jobs, processes=50)")
+    with tree_of(source.replace("SECONDS", "0")) as house:
+        house.run()
+        began = time.monotonic()
+
+        house.signal(signal.SIGTERM)
+
+        assert house.wait_exit() == 0
+        assert time.monotonic() - began < 1.0 * 5
+        assert house.log.count("exited with 0") == 53
+
+
 def test_usr2_opens_the_log_file_anew() -> None:
     with tree_of() as house:
         house.run()

@@ -318,6 +318,28 @@ def test_history_survives_a_restart_and_its_loss_costs_nothing_else() -> None:
         assert house.ask("status")["state"] == "running"
 
 
+def test_a_daemon_without_a_log_file_writes_to_its_data_directory() -> None:
+    with tree_of() as house:
+        house.run(foreground=False, logfile=None)
+        log = house.place / "data" / "streamd.log"
+        eventually(lambda: "is ready after" in log.read_text())
+
+        os.kill(house.pid("master"), signal.SIGKILL)
+
+        assert house.wait_exit() == 70
+        assert "its tree was ended too" in log.read_text()
+
+
+def test_another_user_is_refused_and_not_forgotten() -> None:
+    with tree_of() as house:
+        house.start(user="daemon")
+
+        error = house.wait_ready()["error"]
+
+        assert house.wait_exit() == 4
+        assert "was to run as user='daemon'" in error["message"]
+
+
 def test_all_groups_are_in_one_process_with_worker() -> None:
     with tree_of(CHATTY) as house:
         house.run(mode="worker")
