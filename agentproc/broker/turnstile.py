@@ -12,17 +12,29 @@ import fcntl
 import os
 from pathlib import Path
 
+from streamd.errors import BrokerError
+
 
 class Turnstile:
     """One process's way through; used by one thread, opened after the last fork.
 
     The descriptors are not inherited by programs that this process starts.
+
+    Raises:
+        BrokerError: The data directory is not there, or may not be written.
     """
 
     def __init__(self, datadir: Path) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self._next = os.open(datadir / "turnstile.next", flags, 0o600)
-        self._mine = os.open(datadir / "turnstile.mine", flags, 0o600)
+        try:
+            self._next = os.open(datadir / "turnstile.next", flags, 0o600)
+            self._mine = os.open(datadir / "turnstile.mine", flags, 0o600)
+        except OSError as error:
+            raise BrokerError(
+                f"the data directory {datadir} cannot be used: {error.strerror}",
+                remedy="check that it is there and that its owner may write, or choose another "
+                "with --datadir",
+            ) from error
         self._pid = os.getpid()
         self._turns = 0
 
