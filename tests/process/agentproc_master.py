@@ -327,8 +327,9 @@ def main() -> None:
     master.import_app()
     master.declare()
     children = [master.fork(master.plan()).wait_ready(), master.fork(master.plan("app#1"))]
+    children[0].wait_logged("blocks")
     pids = [master.zygote.pid, *(child.pid for child in children)]
-    sys.stdout.write(" ".join(map(str, [*pids, *map(int, children[0].log().split())])) + "\n")
+    sys.stdout.write(" ".join(map(str, pids)) + "\n")
     sys.stdout.flush()
     signal.pause()
 
