@@ -247,6 +247,33 @@ def test_term_that_comes_right_after_the_fork_is_not_lost(start: StartMaster) ->
     assert [child.exit_code() for child in children] == [0] * 8
 
 
+def test_term_at_any_moment_of_the_start_ends_with_0(start: StartMaster) -> None:
+    master = start(COUNT)
+
+    codes = []
+    for step in range(30):
+        child = master.fork(master.plan("count#0"))
+        time.sleep(step * 0.0005)
+        child.signal(signal.SIGTERM)
+        codes.append(child.exit_code())
+
+    assert codes == [0] * 30
+
+
+def test_quit_at_any_moment_of_the_start_ends_with_3(start: StartMaster) -> None:
+    master = start(COUNT)
+
+    codes = []
+    for step in range(30):
+        child = master.fork(master.plan("count#0"))
+        time.sleep(step * 0.0005)
+        child.signal(signal.SIGQUIT)
+        codes.append(child.exit_code())
+        assert "Traceback" not in child.log()
+
+    assert codes == [3] * 30
+
+
 def test_term_lets_the_call_that_runs_finish_and_tells_what_drains(start: StartMaster) -> None:
     source = (
         IDLE
