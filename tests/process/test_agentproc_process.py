@@ -27,6 +27,8 @@ from streamd.wire import (
     LookupText,
     Missing,
     Moved,
+    Owner,
+    Owners,
     Owns,
     PageReply,
     PageRequest,
@@ -718,3 +720,63 @@ def test_page_that_runs_is_answered_before_a_warm_stop_ends(start: StartMaster) 
     reply = agentproc_master.answer_of(asked)
     assert isinstance(reply, PageReply) and json.loads(reply.body) == 1
     assert child.exit_code() == 0
+
+
+def test_what_is_for_the_leader_runs_only_there(start: StartMaster) -> None:
+    source = (
+        IDLE
+        + """
+@app.timer(0.05)
+async def everywhere():
+    print("everywhere")
+
+@app.timer(0.05, on_leader=True)
+async def once():
+    print("once")
+"""
+    )
+    master = start(source)
+    leader = master.fork(master.plan("app#0", leader=True)).wait_ready()
+    other = master.fork(master.plan("app#1", leader=False)).wait_ready()
+
+    leader.wait_logged("once")
+    eventually(lambda: other.log().count("everywhere") >= 3)
+
+    assert "once" not in other.log()
+
+
+# The timer names tables of two groups, so it runs in `app`.
+READING = (
+    COUNT
+    + """
+others = app.Table("others", default=int)
+
+@app.agent(app.topic("numbers"))
+async def add(stream):
+    async for number in stream:
+        others["n"] += number
+
+@app.timer(0.05)
+async def read():
+    try:
+        print("read", counts["the"], await counts.lookup("the"), "beside", others.name)
+    except Exception as error:
+        print(error)
+"""
+)
+
+
+def test_table_of_another_group_is_read_from_the_owner_that_the_master_names(
+    start: StartMaster,
+) -> None:
+    master = start(READING)
+    plan = master.plan("count#0")
+    address = plan.address.replace("count#0", "elsewhere")
+    owner = master.fork(msgspec.structs.replace(plan, address=address)).wait_ready()
+    reader = master.fork(master.plan("app#0")).wait_ready()
+    wait_counted(owner, 8)
+    reader.wait_logged("count#0, which has the table counts, is not there")
+
+    reader.link.send(Owners(1, [Owner("count", "count#0", address, 0, 1, [0, 1], [])]))
+
+    reader.wait_logged("read 3 3 beside others")
