@@ -4,6 +4,7 @@ python -m streamd.supervisor SPEC_FD LOCK_FD READY_FD
 """
 
 import asyncio
+import contextlib
 import ctypes
 import grp
 import json
@@ -12,6 +13,7 @@ import pwd
 import resource
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 import msgspec
@@ -22,6 +24,7 @@ from streamd.supervisor.master import Master
 
 _PR_SET_PDEATHSIG = 1
 EXIT_GUARDIAN_GONE = 70
+EXIT_BUG = 70
 
 
 def main() -> NoReturn:
@@ -40,6 +43,10 @@ def main() -> NoReturn:
     except StreamdError as error:
         tell(error, ready_fd)
         code = error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        tell(StreamdError(f"the master failed: {type(error).__name__}: {error}"), ready_fd)
+        code = EXIT_BUG
     sys.stderr.flush()
     # sqlitedict's thread is not waited for: a disk that hangs would keep the master.
     os._exit(code)
@@ -110,7 +117,8 @@ def tell(error: StreamdError, ready_fd: int) -> None:
         "traceback": "",
     }
     if ready_fd >= 0:
-        os.write(ready_fd, json.dumps({"error": told}).encode() + b"\n")
+        with contextlib.suppress(OSError):  # it is not waited for
+            os.write(ready_fd, json.dumps({"error": told}).encode() + b"\n")
         return
     lines = [f"Error: {error}", *(f"  {seen}" for seen in error.seen)]
     lines += [f"Try: {error.remedy}"] if error.remedy else []

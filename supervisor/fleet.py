@@ -57,6 +57,7 @@ log = logging.getLogger(__name__)
 
 HANG_DUMP_S = 0.5
 HOLDER_S = 2.0
+LINK_BYTES = 4096
 LAST_WORDS_S = 0.05
 DECLARE_S = 30.0
 
@@ -208,6 +209,8 @@ class Fleet:
         self, child: Child, module: str, arguments: list[str], *, keep: int = -1
     ) -> None:
         ours, theirs = socket.socketpair()
+        # So small that what is sent each second shows soon whether it is read.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BYTES)
         logs = LogPipe(child.name, self._logs.put)
         link = await adopt(ours, child.name, self._on_message)
         try:
@@ -223,10 +226,14 @@ class Fleet:
         self._runs[link] = (child, run)
 
     async def _ask_fork(self, child: Child) -> None:
-        if child.state is not State.STARTING:
-            return
         ours, theirs = socket.socketpair()
         link = await adopt(ours, child.name, self._on_message)
+        if child.state is not State.STARTING:
+            link.close()
+            theirs.close()
+            # Told to stop before there was anything to stop.
+            child.move(Event.EXIT)
+            return
         zygote = self._zygote
         if zygote is None or self.children["zygote"].state is not State.RUNNING:
             link.close()
@@ -546,7 +553,7 @@ class Fleet:
             )
 
     def _retry(self, child: Child, due: float) -> None:
-        if child.state is State.BACKOFF and child.retry_at == due:
+        if child.state is State.BACKOFF and child.retry_at == due and self.restarting:
             child.restarts += 1
             self.start(child, Event.RETRY)
 
@@ -622,6 +629,8 @@ class Fleet:
             except TimeoutError:
                 continue
             break
+        if not self.restarting:
+            return child.state
         child.budget.forgive()
         child.careful = False
         child.failing = None

@@ -8,6 +8,7 @@ does not take what it is given loses lines, which are counted, not time.
 import asyncio
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import socket
@@ -58,6 +59,7 @@ class _Record(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Record).decode
 
 
+@functools.lru_cache(maxsize=64)
 def level_number(name: str) -> int:
     """The number of a level in any case, by logging's names or the command line's."""
     upper = {"WARN": "WARNING", "CRIT": "CRITICAL"}.get(name.upper(), name.upper())

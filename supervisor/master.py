@@ -71,6 +71,7 @@ class Master:
         self._wake = asyncio.Event()
         self._work: asyncio.Task[None] | None = None  # the start, or the stop
         self._jobs: set[asyncio.Task[None]] = set()
+        self._restarting = asyncio.Lock()  # one restart by hand at a time
         self._interrupts = 0
         self._exit_code: int | None = None
         self._began_at = time.monotonic()
@@ -108,7 +109,11 @@ class Master:
             self.fleet.watch_hangs(now, was_late=late)
             if now >= second_at:
                 second_at = now + SECOND_S
-                self._each_second(now)
+                try:
+                    self._each_second(now)
+                except Exception:
+                    # Figures are no reason to end a fleet that works.
+                    log.exception("the state could not be told")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._wake.wait()
@@ -496,14 +501,15 @@ class Master:
             raise StreamdError(
                 f"{self._spec.name} is {self.phase}: nothing can be restarted now"
             )
-        for name in names:
-            child = self.fleet.children[name]
-            state = await self.fleet.restart(child, self.fleet.settings.grace_s)
-            if state is not State.RUNNING:
-                raise StreamdError(
-                    f"{name} is {state.value} after its restart: {child.last_exit}",
-                    remedy=f"streamd logs {name}",
-                )
+        async with self._restarting:
+            for name in names:
+                child = self.fleet.children[name]
+                state = await self.fleet.restart(child, self.fleet.settings.grace_s)
+                if state is not State.RUNNING:
+                    raise StreamdError(
+                        f"{name} is {state.value} after its restart: {child.last_exit}",
+                        remedy=f"streamd logs {name}",
+                    )
 
     async def collect_stacks(self, names: Sequence[str] | None) -> dict[str, str]:
         """The stacks of these processes, or of all; process name → text."""

@@ -1,5 +1,6 @@
 """What becomes of a process that dies, hangs, or leaves children behind."""
 
+import asyncio
 import os
 import re
 import signal
@@ -8,7 +9,9 @@ import time
 import pytest
 from supervisor_tree import Tree, eventually, tree_of
 
+from streamd.link import connect
 from streamd.supervisor import tree
+from streamd.wire import Command
 
 ENDS = """
 import os, signal, sys, asyncio
@@ -90,14 +93,14 @@ def test_a_killed_process_is_replaced_at_once_and_it_is_not_its_fault() -> None:
         assert row["last_exit"] == "was ended by SIGKILL from outside"
 
 
-def wait_other(house: Tree, name: str, before: int) -> int:
+def wait_other(house: Tree, name: str, before: int, within_s: float = 5.0) -> int:
     """The pid of the process that runs in place of `before`."""
 
     def other() -> int | None:
         row = house.process(name)
         return row["pid"] if row["state"] == "RUNNING" and row["pid"] != before else None
 
-    return int(eventually(other))
+    return int(eventually(other, within_s))
 
 
 def running(row: dict[str, object]) -> dict[str, object] | None:
@@ -198,15 +201,56 @@ def test_a_stopped_process_is_named_as_stopped_and_replaced() -> None:
         assert "it was stopped by a signal" in house.log
 
 
+def test_a_stopped_log_or_web_process_is_replaced_too() -> None:
+    with tree_of() as house:
+        house.run(option_hang_limit="1s", option_web_enabled="true")
+        before = {name: house.pid(name) for name in ("log", "web")}
+        # They have to have been heard, and to have taken what they were sent.
+        eventually(lambda: len(house.ask("status")["history"]) > 2)
+
+        for pid in before.values():
+            os.kill(pid, signal.SIGSTOP)
+
+        for name, pid in before.items():
+            wait_other(house, name, pid, within_s=15)
+            assert f"{name} (pid {pid}) hangs" in house.log
+        assert house.process("app#0")["restarts"] == 0
+
+
+def test_restarts_by_hand_and_a_stop_do_not_meet() -> None:
+    with tree_of() as house:
+        house.run()
+        folder = house.folder.control_path
+
+        async def ask_for_many() -> None:
+            links = [await connect(folder, "master") for _ in range(8)]
+            asked = [
+                asyncio.ensure_future(link.request(Command("restart", {"names": ["app"]})))
+                for link in links
+            ]
+            await asked[0]
+            await asyncio.sleep(0.05)
+            house.signal(signal.SIGTERM)
+            ends = await asyncio.gather(*asked, return_exceptions=True)
+            for link in links:
+                link.close()
+            assert not isinstance(ends[0], BaseException)
+
+        asyncio.run(ask_for_many())
+
+        assert house.wait_exit() == 0
+        assert "was ended by SIGKILL" not in house.log
+
+
 def test_a_stopped_master_does_not_blame_the_processes() -> None:
     with tree_of() as house:
         master = house.run(option_hang_limit="1s").pid("master")
         os.kill(master, signal.SIGSTOP)
-        time.sleep(2.5)
+        time.sleep(1.8)
 
         os.kill(master, signal.SIGCONT)
 
-        time.sleep(1.0)
+        time.sleep(0.8)
         assert house.process("app#0")["restarts"] == 0
         assert "hangs" not in house.log
 
