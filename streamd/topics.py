@@ -52,9 +52,9 @@ class Topic:
         self.owned = owned
         self.help = help
         self.use_serializers("raw", "json")
-        self._remembered: dict[Any, tuple[bytes, int]] = {}  # str key -> bytes, partition
+        self._remembered: dict[str, tuple[bytes, int]] = {}  # str key -> bytes, partition
+        self._sent: dict[int, Sent] = {}  # partition -> what a send in an agent returns
         self._hash: Callable[[bytes, int], int] | None = None
-        self._sent: dict[int, Placed] = {}  # partition -> what a send in an agent returns
 
     def __repr__(self) -> str:
         return f"<Topic {self.name}>"
@@ -105,45 +105,39 @@ class Topic:
             StreamdError: There is no running app to send through.
         """
         scope = current_scope.get()
-        if scope is None:
-            record = self._record(key, value, partition, timestamp, headers,
-                                  key_serializer, value_serializer)  # fmt: skip
-            return await self._send_outside(record, callback)
-        if key_serializer is None and value_serializer is None:
-            remembered = self._remembered.get(key) if key.__class__ is str else None
-            data, place = remembered or self._place(key, scope)
-            if partition is not None:
-                place = partition
+        if (
+            key.__class__ is str
+            and value is not None
+            and partition is None
+            and timestamp is None
+            and headers is None
+            and key_serializer is None
+            and value_serializer is None
+            and callback is None
+            and scope is not None
+            and not scope.may_wait
+        ):
+            # The hot path: one record of many that an agent sends with a str key.
             try:
-                encoded = None if value is None else self._encode(value)
+                data, place = self._remembered[key]
+            except KeyError:
+                data, place = self._remember(key)
+            try:
+                encoded = self._encode(value)
             except Exception as error:
                 raise self.value_codec.encode_error(value, error) from error
             lane = scope.lanes[self.name][place]
             lane.values.append(encoded)
             lane.keys.append(data)
-            if timestamp is None and headers is None and callback is None:
-                if scope.may_wait:
-                    await scope.wait_room()
-                    return scope.buffered(self.name, place)  # type: ignore[no-any-return]
-                return self._sent.get(place) or self._remember_sent(place)
-        else:
-            record = self._record(key, value, partition, None, None,
-                                  key_serializer, value_serializer)  # fmt: skip
-            place = record.partition
-            lane = scope.lanes[self.name][place]
-            lane.values.append(record.value)
-            lane.keys.append(record.key)
-        if timestamp is not None:
-            lane.timestamps[len(lane.keys) - 1] = timestamp
-        if headers:
-            lane.headers[len(lane.keys) - 1] = header_list(headers)
-        if callback is not None:
-            scope.when_durable(
-                callback, RecordMetadata(self.name, place, None, timestamp or 0.0)
-            )
+            return self._sent[place]
+        record = self._record(key, value, partition, timestamp, headers,
+                              key_serializer, value_serializer)  # fmt: skip
+        if scope is None:
+            return await self._send_outside(record, callback)
+        buffered = self._buffer(scope, record, callback)
         if scope.may_wait:
             await scope.wait_room()
-        return scope.buffered(self.name, place)  # type: ignore[no-any-return]
+        return buffered
 
     def send_soon(
         self,
@@ -168,16 +162,7 @@ class Topic:
             raise no_scope(f"send_soon to {self.name!r}")
         record = self._record(key, value, partition, timestamp, headers,
                               key_serializer, value_serializer)  # fmt: skip
-        lane = scope.lanes[self.name][record.partition]
-        lane.values.append(record.value)
-        lane.keys.append(record.key)
-        if timestamp is not None:
-            lane.timestamps[len(lane.keys) - 1] = timestamp
-        if record.headers:
-            lane.headers[len(lane.keys) - 1] = record.headers
-        if callback is not None:
-            scope.when_durable(callback, RecordMetadata(self.name, record.partition, None, 0.0))
-        return scope.buffered(self.name, record.partition)  # type: ignore[no-any-return]
+        return self._buffer(scope, record, callback)
 
     def encode(
         self,
@@ -196,20 +181,30 @@ class Topic:
             self._hash = fast_partition_for()
         return self._hash(data, self.partition_count)
 
-    def _place(self, key: Any, scope: Any) -> tuple[bytes | None, int]:
-        if key is None:
-            return None, scope.turn() % self.partition_count
+    def _remember(self, key: str) -> tuple[bytes, int]:
         data = _encoded(self.key_codec, key)
-        placed = data, self._hashed(data)
-        if key.__class__ is str:
-            if len(self._remembered) >= REMEMBERED_KEYS:
-                self._remembered.clear()
-            self._remembered[key] = placed
-        return placed
+        place = self._hashed(data)
+        if len(self._remembered) >= REMEMBERED_KEYS:
+            self._remembered.clear()
+        self._remembered[key] = data, place
+        self._sent.setdefault(place, Placed(RecordMetadata(self.name, place, None, 0.0)))
+        return data, place
 
-    def _remember_sent(self, place: int) -> Placed:
-        sent = self._sent[place] = Placed(RecordMetadata(self.name, place, None, 0.0))
-        return sent
+    def _buffer(self, scope: Any, record: Record, callback: Callback | None) -> Sent:
+        """Put a record where the scope's next checkpoint finds it."""
+        lane = scope.lanes[self.name][record.partition]
+        lane.values.append(record.value)
+        lane.keys.append(record.key)
+        if record.timestamp is not None:
+            lane.timestamps[len(lane.keys) - 1] = record.timestamp
+        if record.headers:
+            lane.headers[len(lane.keys) - 1] = record.headers
+        if callback is not None:
+            moment = record.timestamp or 0.0
+            scope.when_durable(
+                callback, RecordMetadata(self.name, record.partition, None, moment)
+            )
+        return scope.buffered(self.name, record.partition)  # type: ignore[no-any-return]
 
     def _record(
         self,
