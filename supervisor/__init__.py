@@ -2,8 +2,8 @@
 
 Reading order: `guardian` starts the master; `master` is its one loop; `child` is a process that
 should run, `states` and `policy` say what becomes of it, `zygote` and `reaper` bring and bury
-its runs; `claims` takes what an instance holds on the host; `logs`, `stacks`, `owners`,
-`snapshot`, `registry`, `notify` and `control` tell the world.
+its runs; `watch` finds what hangs; `claims` takes what an instance holds on the host; `logs`,
+`stacks`, `owners`, `snapshot`, `registry`, `progress`, `notify` and `control` tell the world.
 """
 
 if __name__ != "streamd.supervisor":

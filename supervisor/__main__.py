@@ -4,10 +4,8 @@ python -m streamd.supervisor SPEC_FD LOCK_FD READY_FD
 """
 
 import asyncio
-import contextlib
 import ctypes
 import grp
-import json
 import os
 import pwd
 import resource
@@ -21,6 +19,7 @@ import msgspec
 from streamd.errors import ConfigError, NotPermitted, StreamdError
 from streamd.instance import StartSpec
 from streamd.supervisor.master import Master
+from streamd.supervisor.progress import Progress
 
 _PR_SET_PDEATHSIG = 1
 EXIT_GUARDIAN_GONE = 70
@@ -34,36 +33,33 @@ def main() -> NoReturn:
     with open(spec_fd, "rb") as file:
         file.seek(0)
         spec = msgspec.json.decode(file.read(), type=StartSpec)
-    if ready_fd >= 0:
-        os.set_inheritable(ready_fd, False)
-        os.set_blocking(ready_fd, False)
+    progress = Progress(ready_fd)
     try:
         prepare(spec)
-        code = asyncio.run(run(spec, ready_fd))
+        code = asyncio.run(run(spec, progress))
     except StreamdError as error:
-        tell(error, ready_fd)
+        progress.tell_error(error)
         code = error.exit_code
     except Exception as error:
         traceback.print_exc()
-        tell(StreamdError(f"the master failed: {type(error).__name__}: {error}"), ready_fd)
+        progress.tell_error(StreamdError(f"the master failed: {type(error).__name__}: {error}"))
         code = EXIT_BUG
     sys.stderr.flush()
     # sqlitedict's thread is not waited for: a disk that hangs would keep the master.
     os._exit(code)
 
 
-async def run(spec: StartSpec, ready_fd: int) -> int:
+async def run(spec: StartSpec, progress: Progress) -> int:
     """Make a master and run it."""
     task = asyncio.current_task()
     assert task is not None
     task.set_name("master")
-    return await Master(spec, ready_fd, dict(os.environ)).run()
+    return await Master(spec, progress, dict(os.environ)).run()
 
 
 def follow_guardian(guardian: int) -> None:
     """End cold when the guardian dies, also if it has died by now."""
-    # The default action of QUIT until the loop has its handler.
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    # QUIT is blocked until the loop has its handler, and not lost.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
     if os.getppid() != guardian:
         os._exit(EXIT_GUARDIAN_GONE)
@@ -105,24 +101,6 @@ def check_identity(spec: StartSpec) -> None:
             f"user={spec.user!r} group={spec.group!r}: it does not change by itself",
             remedy="start it as that user: User= in systemd, or sudo -u NAME streamd …",
         )
-
-
-def tell(error: StreamdError, ready_fd: int) -> None:
-    """Say why there is no master, to whoever started it."""
-    told = {
-        "message": str(error),
-        "seen": error.seen,
-        "remedy": error.remedy,
-        "exit_code": error.exit_code,
-        "traceback": "",
-    }
-    if ready_fd >= 0:
-        with contextlib.suppress(OSError):  # it is not waited for
-            os.write(ready_fd, json.dumps({"error": told}).encode() + b"\n")
-        return
-    lines = [f"Error: {error}", *(f"  {seen}" for seen in error.seen)]
-    lines += [f"Try: {error.remedy}"] if error.remedy else []
-    sys.stderr.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

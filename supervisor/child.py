@@ -21,7 +21,7 @@ from streamd.supervisor.notify import child_environment
 from streamd.supervisor.pages import BeatPage, DumpFile
 from streamd.supervisor.policy import Ending, HangWatch, Restarts
 from streamd.supervisor.states import Event, State, after
-from streamd.wire import Failing, Owns, Plan, Stats
+from streamd.wire import Failing, LogState, Owns, Plan, Stats
 
 
 @dataclass(slots=True)
@@ -45,6 +45,7 @@ class Run:
     failing: Failing | None = None
     owns: dict[str, Owns] = field(default_factory=dict)  # group -> what it has of it
     draining: list[str] = field(default_factory=list)
+    log_state: LogState | None = None  # the log process's last word about its file
     heard_at: float = 0.0  # when its last message came, monotonic
     taken_at: float = 0.0  # when it had last taken all that was sent to it, monotonic
 

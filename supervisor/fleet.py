@@ -12,16 +12,17 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from streamd.errors import StreamdError
-from streamd.instance import Folder, StartSpec, process_state
+from streamd.instance import Folder, StartSpec
 from streamd.link import Answer, Link, LinkLost, adopt
-from streamd.supervisor import policy, stacks
+from streamd.supervisor import policy
 from streamd.supervisor.child import Child, Run, identity_of, spawn
 from streamd.supervisor.logs import LogPipe, Logs
 from streamd.supervisor.owners import OwnerMap
@@ -29,6 +30,7 @@ from streamd.supervisor.pages import BeatPage, DumpFile
 from streamd.supervisor.policy import Ending, Exit, HangWatch, Suspects
 from streamd.supervisor.reaper import Reaper
 from streamd.supervisor.registry import Registry
+from streamd.supervisor.settings import Settings
 from streamd.supervisor.states import Event, State
 from streamd.supervisor.zygote import ZygoteLink
 from streamd.wire import (
@@ -55,8 +57,6 @@ from streamd.wire import (
 
 log = logging.getLogger(__name__)
 
-HANG_DUMP_S = 0.5
-HOLDER_S = 2.0
 LINK_BYTES = 4096
 LAST_WORDS_S = 0.05
 DECLARE_S = 30.0
@@ -67,35 +67,8 @@ OF_ENDING = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The settings that the master goes by, as the app resolved them."""
-
-    datadir: Path
-    broker: str
-    grace_s: float
-    hang_limit_s: float
-    web_enabled: bool
-    web_bind: str
-    web_port: int
-
-    @classmethod
-    def of(cls, hello: Hello) -> "Settings":
-        """Take them from what the zygote told."""
-        given = hello.settings
-        return cls(
-            Path(given["datadir"]).absolute(),
-            str(given["broker"]),
-            float(given["grace"]),
-            float(given["hang_limit"]),
-            bool(given["web_enabled"]),
-            str(given["web_bind"]),
-            int(given["web_port"]),
-        )
-
-
 @dataclass(slots=True)
-class _Fork:
+class PendingFork:
     """A fork that the zygote was asked for."""
 
     child: Child
@@ -141,7 +114,7 @@ class Fleet:
         self._on_command = on_command
         self._zygote: ZygoteLink | None = None
         self._fork_ids = itertools.count(1)
-        self._forks: dict[int, _Fork] = {}  # asked for, not told yet
+        self._forks: dict[int, PendingFork] = {}  # asked for, not told yet
         self._to_fork: list[Child] = []  # wait for a zygote
         self._runs: dict[Link, tuple[Child, Run]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -170,7 +143,7 @@ class Fleet:
     def start(self, child: Child, event: Event = Event.START) -> None:
         """Move a child to STARTING and make its process."""
         child.move(event)
-        self._spawn_task(self._start(child), f"start {child.name}")
+        self.spawn_task(self._start(child), f"start {child.name}")
 
     async def _start(self, child: Child) -> None:
         try:
@@ -244,7 +217,9 @@ class Fleet:
         page, dump = BeatPage(), DumpFile()
         id = next(self._fork_ids)
         plan = self._plan(child)
-        self._forks[id] = _Fork(child, plan, zygote, link, logs, page, dump, time.monotonic())
+        self._forks[id] = PendingFork(
+            child, plan, zygote, link, logs, page, dump, time.monotonic()
+        )
         zygote.send(
             Fork(id, plan),
             id=id,
@@ -340,7 +315,7 @@ class Fleet:
                 "the app on disk is not the one that runs: "
                 "its groups, topics or tables changed",
                 [],
-                "streamd restart, to run the new one",
+                "streamd stop and streamd start run the new one",
                 78,
             )
             log.error("%s; what ends cannot be restarted", child.failing.message)
@@ -354,7 +329,7 @@ class Fleet:
             self.imported.set_result(hello)
         waiting, self._to_fork = self._to_fork, []
         for each in waiting:
-            self._spawn_task(self._start(each), f"start {each.name}")
+            self.spawn_task(self._start(each), f"start {each.name}")
 
     def _on_forked(self, message: Forked) -> None:
         fork = self._forks.pop(message.id)
@@ -398,7 +373,7 @@ class Fleet:
         run.heard_at = time.monotonic()
         match message:
             case LogState():
-                self._on_log_state(message)
+                run.log_state = message
             case Ready():
                 if child.state is State.STARTING and child.kind == "log":
                     await self._declare(child, link)
@@ -476,7 +451,7 @@ class Fleet:
     def _on_exit(self, child: Child, exit: Exit) -> None:
         assert child.run is not None
         child.run.pidfd = -1
-        self._spawn_task(self._bury(child, child.run, exit), f"bury {child.name}")
+        self.spawn_task(self._bury(child, child.run, exit), f"bury {child.name}")
 
     async def _bury(self, child: Child, run: Run, exit: Exit) -> None:
         if run.link is not None:
@@ -645,65 +620,14 @@ class Fleet:
             self._zygote.read_pending()
         self.reaper.sweep(expecting=bool(self._forks))
 
-    def watch_hangs(self, now: float, *, was_late: bool) -> None:
-        """Look at every beat; end what does not turn. To be called some times a second."""
-        for child in self.children.values():
-            run = child.run
-            if run is None or child.state is not State.RUNNING or run.killed_for is not None:
-                continue
-            if child.kind == "zygote":
-                self._watch_forks(child, now, was_late=was_late)
-            elif run.hangs is not None and was_late:
-                run.hangs.forgive(now)
-            elif run.hangs is not None and run.hangs.is_hung(
-                beat := last_beat(child.kind, run, now), now
-            ):
-                run.killed_for, run.killed_as = "its loop did not turn", Ending.HANG
-                self._spawn_task(self._end_hung(child, run, now - beat), f"end {child.name}")
+    def oldest_fork(self) -> PendingFork | None:
+        """The fork that the zygote has not made for the longest time, if there is one."""
+        return min(self._forks.values(), key=lambda fork: fork.asked_at, default=None)
 
-    def _watch_forks(self, child: Child, now: float, *, was_late: bool) -> None:
-        assert self.settings is not None
-        for fork in self._forks.values():
-            if was_late:
-                fork.asked_at = now
-            elif now - fork.asked_at > self.settings.hang_limit_s:
-                self.note("ERROR", f"{child} did not fork {fork.child.name}; it is replaced")
-                self.kill(child, "it did not fork")
-                return
+    # Tasks.
 
-    def _on_log_state(self, state: LogState) -> None:
-        # Who is stopped with the turn to write holds up everybody.
-        for child in self.agents:
-            run = child.run
-            if run is None or run.pid != state.holder_pid or run.killed_for is not None:
-                continue
-            if state.holder_s > HOLDER_S and is_stopped(run.pid):
-                run.killed_for, run.killed_as = "stopped with the turn to write", Ending.HANG
-                self._spawn_task(
-                    self._end_hung(child, run, state.holder_s), f"end {child.name}"
-                )
-
-    async def _end_hung(self, child: Child, run: Run, since_s: float) -> None:
-        try:
-            state = process_state(run.pid)
-        except ProcessLookupError:
-            return
-        dump = (await stacks.collect([child], HANG_DUMP_S)).get(child.name, "")
-        if state == "T":
-            reason = "it was stopped by a signal"
-        elif where := stacks.guilty(dump):
-            reason = f"it is in {where}"
-        else:
-            reason = f"its kernel state is {state}"
-        self.note(
-            "ERROR",
-            f"{child} hangs: its loop has not turned for {since_s:.1f} s, {reason}; "
-            "it is killed and restarted",
-        )
-        log.error("stacks of %s before it was killed:\n%s", child.name, dump)
-        run.signal(signal.SIGKILL)
-
-    def _spawn_task(self, coroutine: "asyncio._CoroutineLike[None]", name: str) -> None:
+    def spawn_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        """Let a coroutine run by itself; its failure is logged."""
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
@@ -730,27 +654,6 @@ def is_same_app(before: Hello, now: Hello) -> bool:
         == msgspec.msgpack.encode(getattr(now, part))
         for part in ("app_id", "groups", "topics", "tables", "routes")
     )
-
-
-def last_beat(kind: str, run: Run, now: float) -> float:
-    """When the process showed last that its loop turns, monotonic; 0.0: not yet."""
-    if run.page is not None:
-        return run.page.beat
-    if kind == "log":
-        # It tells its state each second.
-        return run.heard_at
-    if run.link is not None and run.link.pending_bytes == 0:
-        # It takes the snapshot that is sent each second.
-        run.taken_at = now
-    return run.taken_at
-
-
-def is_stopped(pid: int) -> bool:
-    """True if a signal has stopped the process."""
-    try:
-        return process_state(pid) == "T"
-    except ProcessLookupError:
-        return False
 
 
 def kernel_kills() -> int:

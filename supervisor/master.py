@@ -7,7 +7,6 @@ A signal's handler only puts the signal into a queue; `handle_term` and the like
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -26,13 +25,16 @@ from streamd.link import Answer, Link
 from streamd.supervisor import claims, policy, stacks, tree
 from streamd.supervisor.child import Child
 from streamd.supervisor.control import Control
-from streamd.supervisor.fleet import Fleet, ImportRefused, Settings
+from streamd.supervisor.fleet import Fleet, ImportRefused
 from streamd.supervisor.logs import Logs, LogsHandler, Output, level_number
 from streamd.supervisor.notify import Notify
 from streamd.supervisor.policy import LateWatch
+from streamd.supervisor.progress import Progress
 from streamd.supervisor.registry import Registry
+from streamd.supervisor.settings import Settings
 from streamd.supervisor.snapshot import Snapshots
 from streamd.supervisor.states import State
+from streamd.supervisor.watch import Watch
 from streamd.wire import Command, Hello, Snapshot
 
 log = logging.getLogger(__name__)
@@ -57,14 +59,16 @@ SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU", "CHLD",
 class Master:
     """One run of the master."""
 
-    def __init__(self, spec: StartSpec, ready_fd: int, environment: dict[str, str]) -> None:
+    def __init__(
+        self, spec: StartSpec, progress: Progress, environment: dict[str, str]
+    ) -> None:
         self.folder = Folder(Path(spec.folder))
         self.registry = Registry()
         self.logs = open_logs(spec)
         self.fleet = Fleet(spec, self.folder, self.logs, self.registry, self._on_command)
         self.phase = "starting"  # "starting" | "running" | "stopping"
         self._spec = spec
-        self._ready_fd = ready_fd
+        self._progress = progress
         self._notify = Notify(environment)
         self._control = Control(self)
         self._signals: deque[int] = deque()
@@ -76,6 +80,7 @@ class Master:
         self._exit_code: int | None = None
         self._began_at = time.monotonic()
         self._late = LateWatch(LATE_S)
+        self._watch = Watch(self.fleet)
         self._record = InstanceRecord(
             name=spec.name,
             app=spec.app,
@@ -106,7 +111,7 @@ class Master:
             self._handle_signals()
             now = time.monotonic()
             late = self._late.was_late(now, time.clock_gettime(time.CLOCK_BOOTTIME))
-            self.fleet.watch_hangs(now, was_late=late)
+            self._watch.look(now, was_late=late)
             if now >= second_at:
                 second_at = now + SECOND_S
                 try:
@@ -208,7 +213,7 @@ class Master:
 
     def handle_cont(self) -> None:
         """The master was stopped: nobody's beat was looked at meanwhile."""
-        self.fleet.watch_hangs(time.monotonic(), was_late=True)
+        self._watch.look(time.monotonic(), was_late=True)
 
     # Start.
 
@@ -216,18 +221,22 @@ class Master:
         try:
             await self._start_all()
         except StreamdError as error:
-            self._tell_error(error)
-            self._stop(f"the start failed: {error}")
-            self._begin(self._stop_cold(error.exit_code), "stop cold")
+            failure = error
         except Exception as error:
             log.exception("the start failed")
-            self._tell_error(StreamdError(f"{type(error).__name__}: {error}"), EXIT_BUG)
-            self._stop("the start failed")
-            self._begin(self._stop_cold(EXIT_BUG), "stop cold")
+            failure = StreamdError(f"{type(error).__name__}: {error}")
+            failure.exit_code = EXIT_BUG
+        else:
+            return
+        self.logs.flush(1.0)
+        trace = failure.traceback if isinstance(failure, ImportRefused) else ""
+        self._progress.tell_error(failure, trace)
+        self._stop(f"the start failed: {failure}")
+        self._begin(self._stop_cold(failure.exit_code), "stop cold")
 
     async def _start_all(self) -> None:
         fleet = self.fleet
-        self._tell("zygote", "starting", f"imports {self._spec.app}")
+        self._progress.tell("zygote", "starting", f"imports {self._spec.app}")
         fleet.start(fleet.children["zygote"])
         hello = await fleet.imported
         settings = fleet.settings = Settings.of(hello)
@@ -236,7 +245,7 @@ class Master:
         for group in hello.groups:
             log.info("group %s: %s (%s)", group.name, _count(group.processes), group.why)
         self._claim(hello, settings)
-        self._tell("zygote", "ready", f"{hello.origin}, {len(hello.groups)} groups")
+        self._progress.tell("zygote", "ready", f"{hello.origin}, {len(hello.groups)} groups")
         self._make_children(hello, settings)
         for kind in ("log", "web"):
             if kind in fleet.children:
@@ -250,17 +259,13 @@ class Master:
         await asyncio.gather(*(self._wait_ready(child) for child in (*web, *agents)))
         self.phase = "running"
         self._notify.ready(self.snapshots.sentence(self.phase))
-        took_s = time.monotonic() - self._began_at
-        self._write_ready(
-            {"ready": True, "pid": os.getpid(), "web": self._record.web, "after_s": took_s}
-        )
-        self._close_ready()
+        self._progress.tell_ready(self._record.web)
         self.registry.note("INFO", f"started by {self._spec.mode}")
         where = f" {self._record.web}/" if self._record.web.startswith("http") else ""
         log.info(
             "%s is ready after %.1f s.%s %s",
             self._spec.name,
-            took_s,
+            self._progress.after_s,
             where,
             self.snapshots.sentence("running"),
         )
@@ -307,7 +312,7 @@ class Master:
 
     async def _wait_log(self, child: Child) -> None:
         """Wait for the log; whatever ends it now ends the start, for somebody is there."""
-        self._tell(child.name, "starting")
+        self._progress.tell(child.name, "starting")
         while child.state is not State.RUNNING:
             if child.restarts or child.state in (State.BACKOFF, State.FATAL):
                 raise _failure_of(child)
@@ -320,11 +325,11 @@ class Master:
         Raises:
             StreamdError: It says that it can never run.
         """
-        self._tell(child.name, "starting")
+        self._progress.tell(child.name, "starting")
         if await child.wait_state(State.RUNNING, State.FATAL) is State.RUNNING:
             self._tell_ready(child)
             return
-        self._tell(child.name, "fatal", child.last_exit or "")
+        self._progress.tell(child.name, "fatal", child.last_exit or "")
         if child.exit_code == 78:
             raise _failure_of(child)
 
@@ -335,50 +340,7 @@ class Master:
             detail = self._record.web
         elif partitions:
             detail += f", partitions {' '.join(map(str, partitions))}"
-        self._tell(child.name, "ready", detail)
-
-    def _tell(self, process: str, state: str, detail: str = "") -> None:
-        after_s = round(time.monotonic() - self._began_at, 3)
-        self._write_ready(
-            {"process": process, "state": state, "after_s": after_s, "detail": detail}
-        )
-
-    def _tell_error(self, error: StreamdError, exit_code: int | None = None) -> None:
-        trace = error.traceback if isinstance(error, ImportRefused) else ""
-        if self._ready_fd < 0:
-            lines = [f"Error: {error}", *(f"  {seen}" for seen in error.seen)]
-            lines += [f"Try: {error.remedy}"] if error.remedy else []
-            self.logs.flush(1.0)
-            text = trace.rstrip() + "\n" * bool(trace) + "\n".join(lines) + "\n"
-            with contextlib.suppress(OSError):
-                os.write(2, text.encode(errors="replace"))
-            return
-        self._write_ready(
-            {
-                "error": {
-                    "message": str(error),
-                    "seen": error.seen,
-                    "remedy": error.remedy,
-                    "exit_code": exit_code or error.exit_code,
-                    "traceback": trace,
-                }
-            }
-        )
-        self._close_ready()
-
-    def _write_ready(self, told: dict[str, Any]) -> None:
-        if self._ready_fd < 0:
-            return
-        try:
-            os.write(self._ready_fd, json.dumps(told).encode() + b"\n")
-        except OSError:
-            # Who started us has not the time to wait.
-            self._close_ready()
-
-    def _close_ready(self) -> None:
-        if self._ready_fd >= 0:
-            os.close(self._ready_fd)
-            self._ready_fd = -1
+        self._progress.tell(child.name, "ready", detail)
 
     # Stop.
 

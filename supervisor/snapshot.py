@@ -86,7 +86,7 @@ class Snapshots:
             "checkpoint_ms": round(sum(checkpoints) / len(checkpoints), 2)
             if checkpoints
             else 0.0,
-            "wal_bytes": _wal_bytes(fleet.settings.datadir) if fleet.settings else 0,
+            "wal_bytes": self._wal_bytes(),
             "processes": processes,
             "agents": self._agents(events, behind),
             "tables": self._tables(),
@@ -248,6 +248,11 @@ class Snapshots:
             for agent in group.agents
         ]
 
+    def _wal_bytes(self) -> int:
+        log = self._fleet.children.get("log")
+        state = log.run.log_state if log is not None and log.run is not None else None
+        return state.wal_bytes if state is not None else 0
+
     def _tables(self) -> list[dict[str, Any]]:
         hello = self._fleet.hello
         keys: dict[str, int] = {}
@@ -288,10 +293,3 @@ def _problems(children: Iterable[Child]) -> Iterable[dict[str, Any]]:
 
 def _strays_of(run: Run, strays: Iterable[Stray]) -> list[int]:
     return [stray.pid for stray in strays if stray.session == run.pid]
-
-
-def _wal_bytes(datadir: Path) -> int:
-    try:
-        return sum(path.stat().st_size for path in datadir.glob("*-wal"))
-    except OSError:
-        return 0

@@ -1,0 +1,33 @@
+"""The settings that the master itself goes by, of all that the app resolved."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamd.wire import Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings that the master goes by, as the app resolved them."""
+
+    datadir: Path
+    broker: str
+    grace_s: float
+    hang_limit_s: float
+    web_enabled: bool
+    web_bind: str
+    web_port: int
+
+    @classmethod
+    def of(cls, hello: Hello) -> "Settings":
+        """Take them from what the zygote told."""
+        given = hello.settings
+        return cls(
+            Path(given["datadir"]).absolute(),
+            str(given["broker"]),
+            float(given["grace"]),
+            float(given["hang_limit"]),
+            bool(given["web_enabled"]),
+            str(given["web_bind"]),
+            int(given["web_port"]),
+        )
