@@ -127,7 +127,7 @@ class Engine:
         self._rolling_back = False
         self._solo: Actor | None = None  # the only one that may get an event now
         self._asks = 0  # of this group's code, waiting for a reply
-        self._running: set[Actor] = set()
+        self._running: set[Actor | Errand] = set()  # what is in work
         self._durable: list[asyncio.Future[None]] = []  # wait for the next checkpoint's end
         self._urgent = False  # somebody waits for power-safe durability
         self._since_checkpoint = 0  # events settled
@@ -163,8 +163,8 @@ class Engine:
         self.stopping = True
         if self._reading is not None:
             self._reading.cancel()
-        for actor in self._running:
-            actor.cut()
+        for worker in self._running:
+            worker.cut()
         self._wake_feeds()
         self._post(self._nothing)
 
@@ -348,15 +348,15 @@ class Engine:
         self._asks += change
         self._wake_feeds()
 
-    def started_work(self, actor: Actor) -> None:
-        """An actor got events."""
-        self._running.add(actor)
+    def started_work(self, worker: Actor | Errand) -> None:
+        """An actor got events, or an errand wrote."""
+        self._running.add(worker)
         self._quiet.clear()
-        self.beats.in_work(self.group, len(self._running), actor.since)
+        self.beats.in_work(self.group, len(self._running), worker.since)
 
-    def stopped_work(self, actor: Actor) -> None:
-        """An actor has no events in hand any more."""
-        self._running.discard(actor)
+    def stopped_work(self, worker: Actor | Errand) -> None:
+        """An actor has no events in hand any more, or an errand is over."""
+        self._running.discard(worker)
         oldest_at = min((other.since for other in self._running), default=0.0)
         self.beats.in_work(self.group, len(self._running), oldest_at)
         if not self._running:
@@ -597,8 +597,8 @@ class Engine:
     async def _wait_quiet(self) -> bool:
         """Hand out nothing until nothing is in work; False when a roll-back came first."""
         self._barrier = True
-        for actor in self._running:
-            actor.cut()
+        for worker in self._running:
+            worker.cut()
         await self._quiet.wait()
         return not self._rolling_back
 
@@ -615,7 +615,8 @@ class Engine:
         self._due.clear()
         self._since_checkpoint = 0
         for errand in self.errands:
-            self.outbox.append(errand.take_lanes())
+            if not errand.whole:
+                self.outbox.append(errand.take_lanes())
         outbox, self.outbox = self.outbox, []
         letters, self.letters = self.letters, []
         callbacks, self.callbacks = self.callbacks, []
@@ -699,30 +700,56 @@ class Engine:
 
     # Code that is no agent: timers, tasks, pages.
 
-    async def perform(self, name: str, coro: Coroutine[Any, Any, Any]) -> Any:
-        """Run a timer's tick, a task or a page's view in the group; return what it returns.
+    async def perform(
+        self, name: str, coro: Coroutine[Any, Any, Any], *, whole: bool = True
+    ) -> Any:
+        """Run a tick, a view or a task in the group; return what it returns.
 
-        It may write the group's tables and send. When it returns, all of that is durable.
+        It may write the group's tables and send. When it returns, all of that is durable; when
+        it raises, nothing of it is kept.
+
+        Args:
+            whole: It counts as one event; False for a task, of which each stretch does.
 
         Raises:
-            RolledBack: What it wrote was taken back; it may be run again.
+            RolledBack: What it did was taken back; it may be run again.
         """
-        errand = Errand(self, name)
+        errand = Errand(self, name, whole)
         context = copy_context()
         context.run(current_scope.set, errand)
+        errand.task = asyncio.get_running_loop().create_task(coro, name=name, context=context)
         self.errands.add(errand)
-        task = asyncio.get_running_loop().create_task(coro, name=name, context=context)
         try:
-            result = await task
-            if errand.rolled_back:
-                raise RolledBack()
+            result = await self._outcome(errand)
+            self.outbox.append(errand.take_lanes())
+            self.stopped_work(errand)
             if errand.left_something:
                 await self.durable()
             return result
         finally:
-            task.cancel()
-            self.outbox.append(errand.take_lanes())
             self.errands.discard(errand)
+            if not whole:
+                self.outbox.append(errand.take_lanes())
+
+    async def _outcome(self, errand: Errand) -> Any:
+        """What the errand's code returns; what it raises, once all that it wrote is gone."""
+        assert errand.task is not None
+        try:
+            return await errand.task
+        except BaseException:
+            errand.task.cancel()
+            if errand in self._running:
+                gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._post(partial(self._roll_back_then, gone))
+                await gone
+            if errand.rolled_back and errand.task.cancelled():
+                raise RolledBack() from None
+            raise
+
+    async def _roll_back_then(self, gone: "asyncio.Future[None]") -> None:
+        await self._roll_back()
+        if not gone.done():
+            gone.set_result(None)
 
     def sending(self) -> None:
         """An errand sent something."""
@@ -758,8 +785,8 @@ class Engine:
 
     def busy_with(self) -> list[str]:
         """What is in work, the longest first."""
-        running = sorted(self._running, key=lambda actor: actor.since)
-        return [actor.describe() for actor in running]
+        running = sorted(self._running, key=lambda worker: worker.since)
+        return [worker.describe() for worker in running]
 
 
 class Statistics:

@@ -1,10 +1,13 @@
-"""The scope of code that is no agent: a timer's tick, a task, a page's view.
+"""The scope of code that is no agent: a timer's tick, a page's view, a task.
 
-It has no event, so its table writes go to the partition that each key hashes to, step by step;
-its sends may wait; both become durable with the group's next checkpoint.
+It has no event, so what it writes to tables goes to the partition that each key hashes to. A
+tick or a view counts as one event: no checkpoint holds a part of it. Of a task, which may run
+for ever, each stretch between two awaits does. Both become durable with the group's next
+checkpoint.
 """
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from streamd.agentproc.outbox import new_lanes
@@ -19,15 +22,18 @@ class Errand:
 
     may_wait = True
 
-    def __init__(self, engine: "Engine", name: str) -> None:
+    def __init__(self, engine: "Engine", name: str, whole: bool) -> None:
         self.engine = engine
         self.name = name
+        self.whole = whole  # a tick or a view
         self.lanes: Lanes = new_lanes()
         self.has_tables = bool(engine.tables)
-        self.left_something = False  # sent or wrote, and it is not durable
+        self.left_something = False  # sent or wrote, and it may not be durable
         self.rolled_back = False
         self.waiting = 0  # records sent since the last checkpoint began
-        self._in_flight = 0
+        self.since = time.monotonic()
+        self.task: asyncio.Task[object] | None = None
+        self._wrote = False  # to a table
         self._turn = 0
         self._room = asyncio.Event()
 
@@ -37,10 +43,15 @@ class Errand:
 
     def leave(self) -> None:
         """A step is over: each key that it wrote goes to its partition."""
-        for table in self.engine.tables:
-            if table.flush():
-                self.left_something = True
-                self.engine.sending()
+        written = [table.flush() for table in self.engine.tables]
+        if not any(written):
+            return
+        self.left_something = True
+        if not self.whole:
+            self.engine.sending()
+        elif not self._wrote:
+            self._wrote = True
+            self.engine.started_work(self)
 
     def engine_name(self) -> str:
         """See `streamd.context.Sending`."""
@@ -53,19 +64,25 @@ class Errand:
 
     def buffered(self, topic: str, partition: int) -> Buffered:
         """See `streamd.context.Sending`."""
-        self._note()
+        self.left_something = True
+        if not self.whole:
+            self.engine.sending()
         return Buffered(self, RecordMetadata(topic, partition, None, 0.0))
 
     async def wait_room(self) -> None:
-        """See `streamd.context.Sending`."""
-        self._note()
+        """See `streamd.context.Sending`; what counts as one event never waits."""
+        if self.whole:
+            return
         self.waiting += 1
         while self.engine.is_full():
             self._room.clear()
             await self._room.wait()
 
     async def wait_durable(self) -> None:
-        """See `streamd.context.Sending`."""
+        """See `streamd.context.Sending`; after a table write, the end of the code does it."""
+        if self._wrote:
+            return
+        self.engine.outbox.append(self.take_lanes())
         await self.engine.durable()
 
     async def send_now(self, topic: str, record: Record) -> RecordMetadata:
@@ -77,27 +94,33 @@ class Errand:
         self.engine.callbacks.append((callback, metadata))
 
     def asking(self, change: int) -> None:
-        """An `ask` of this code waits; it is in nobody's way."""
+        """An `ask` of this code begins or ends; see `Engine.gate_open`."""
+        if self._wrote:
+            self.engine.asking(change)
+
+    def cut(self) -> None:
+        """A checkpoint waits; there is nothing more that would be handed out to this code."""
+
+    def describe(self) -> str:
+        """What is being worked on, for people."""
+        return f"{self.name} for {time.monotonic() - self.since:.1f} s"
 
     def take_lanes(self) -> Lanes:
         """What was sent, for a checkpoint."""
         lanes, self.lanes = self.lanes, new_lanes()
-        self.waiting, self._in_flight = 0, self._in_flight + self.waiting
+        self.waiting = 0
         return lanes
 
     def landed(self) -> None:
         """A checkpoint is durable."""
-        self._in_flight = 0
         self._room.set()
 
     def roll_back(self) -> None:
-        """What was not durable is gone."""
+        """What was not durable is gone; code that lost something ends here."""
         if self.left_something:
             self.rolled_back = True
+            if self.task is not None:
+                self.task.cancel()
         self.lanes = new_lanes()
         self.waiting = 0
         self._room.set()
-
-    def _note(self) -> None:
-        self.left_something = True
-        self.engine.sending()

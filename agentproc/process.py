@@ -211,7 +211,8 @@ class Process:
         """What runs by the clock in the group of `engine`, here."""
         return [
             Job(
-                timer.name, timer.kind, timer.fun, engine.perform,
+                timer.name, timer.kind, timer.fun,
+                partial(engine.perform, whole=timer.kind != "task"),
                 interval_s=timer.interval_s, cron=timer.cron,
             )
             for timer in self._app.timers

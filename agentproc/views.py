@@ -7,6 +7,7 @@ process has gets `Moved`, one that comes too early `Unavailable`: the gateway as
 
 import asyncio
 from collections.abc import Mapping
+from typing import cast
 
 from streamd import web
 from streamd.agentproc.engine import Engine, RolledBack
@@ -14,6 +15,14 @@ from streamd.agentproc.reads import RETRY_AFTER_S, CommittedTables
 from streamd.app import App, Page
 from streamd.link import Answer, Link
 from streamd.wire import Message, Moved, PageReply, PageRequest, Unavailable
+
+
+class _Failed(Exception):
+    """The view answered that it failed: nothing that it wrote is kept."""
+
+    def __init__(self, reply: PageReply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
 
 
 class Answers:
@@ -64,15 +73,25 @@ class Answers:
         self._in_work.append(request.path)
         self._none_in_work.clear()
         try:
-            view = web.answer(page.view, self._app, request)
-            reply: PageReply = await engine.perform(f"page {page.path}", view)
-        except RolledBack:
-            return Unavailable("what the page wrote was taken back", RETRY_AFTER_S)
+            return await self._run(engine, page, request)
         finally:
             self._in_work.remove(request.path)
             if not self._in_work:
                 self._none_in_work.set()
-        return reply
+
+    async def _run(self, engine: Engine, page: Page, request: PageRequest) -> Message:
+        async def view() -> PageReply:
+            reply = await web.answer(page.view, self._app, request)
+            if reply.status >= 500:
+                raise _Failed(reply)
+            return reply
+
+        try:
+            return cast(PageReply, await engine.perform(f"page {page.path}", view()))
+        except _Failed as failed:
+            return failed.reply
+        except RolledBack:
+            return Unavailable("what the page wrote was taken back", RETRY_AFTER_S)
 
     def _holds(self, page: Page, partition: int) -> bool:
         return page.table is None or partition in page.table.held_partitions()
