@@ -86,7 +86,9 @@ def _act(armed: _Armed) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this thread: of a signal to the process another one may take note first, and
+            # this one would run on for a while.
+            signal.raise_signal(signal.SIGSTOP)
         case "exit":
             os._exit(70)
         case "raise":
