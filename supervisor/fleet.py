@@ -570,8 +570,9 @@ class Fleet:
             return
         if child.run is None:
             return
-        if child.kind == "zygote" and self._zygote is not None and self.hello is not None:
-            # It ends when it has read this, having answered what it was asked before.
+        is_idle = self.hello is not None and not self._forks
+        if child.kind == "zygote" and self._zygote is not None and is_idle:
+            # It ends by itself when it reads the end of file.
             self._zygote.close()
             self._zygote = None
             number = signal.SIGCONT if number == signal.SIGTERM else number
