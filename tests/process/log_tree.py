@@ -113,7 +113,8 @@ def fill(datadir: Path, count: int, pack: int = 100) -> list[list[bytes]]:
         for start in range(0, count, pack):
             part: list[bytes | None] = [*those[start : start + pack]]
             tp = TP("words", partition)
-            writer.append([Output(tp, [None] * len(part), part, [1.0] * len(part))], False)
+            times = [time.time()] * len(part)
+            writer.append([Output(tp, [None] * len(part), part, times)], False)
     writer.close()
     checkpointer = Checkpointer(datadir)
     checkpointer.truncate()
