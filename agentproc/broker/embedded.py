@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 SAFETY_POLL_S = 0.1
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
+LOAD_ROWS = 10_000
 SLOW_TURN_S = 2.0
 
 # How long a thread that wants the interpreter waits before it asks for it. With the default
@@ -198,7 +199,13 @@ class EmbeddedSession:
 
     async def load(self, table: str, partition: int) -> list[tuple[bytes, bytes]]:
         failpoint("load.before-read")
-        rows = self._broker.reader.rows(table, partition)
+        rows: list[tuple[bytes, bytes]] = []
+        # In slices, so that the loop turns. Nobody else writes these rows after the claim.
+        while part := self._broker.reader.rows(
+            table, partition, after=rows[-1][0] if rows else None, limit=LOAD_ROWS
+        ):
+            rows += part
+            await asyncio.sleep(0)
         failpoint("load.after-read")
         return rows
 

@@ -140,14 +140,19 @@ class Reader:
             raise explained(error, self.path) from error
         return {tp_id: (low, end, size) for tp_id, low, end, size in heads}
 
-    def rows(self, table: str, partition: int) -> list[tuple[bytes, bytes]]:
-        """Every row of a partition of a table, by key."""
+    def rows(
+        self, table: str, partition: int, *, after: bytes | None, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` rows of a partition of a table by key, from the key `after` on."""
+        bound = "" if after is None else " AND k > ?"
         try:
             rows: list[tuple[bytes, bytes]] = query(
                 self.db,
-                "SELECT k, v FROM rows WHERE part = ? AND"
-                " tid = (SELECT id FROM tables WHERE name = ?)",
-                (partition, table),
+                "SELECT k, v FROM rows WHERE tid = (SELECT id FROM tables WHERE name = ?)"
+                f" AND part = ?{bound} ORDER BY k LIMIT ?",
+                (table, partition, limit)
+                if after is None
+                else (table, partition, after, limit),
             )
         except apsw.Error as error:
             raise explained(error, self.path) from error

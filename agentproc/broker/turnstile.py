@@ -8,6 +8,7 @@ The holder writes its pid and the number of its turn into `mine`, so that others
 does not move.
 """
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -46,7 +47,9 @@ class Turnstile:
         finally:
             fcntl.flock(self._next, fcntl.LOCK_UN)
         self._turns += 1
-        os.pwrite(self._mine, b"%-12d%-20d" % (self._pid, self._turns), 0)
+        # On a full disk nobody is told who has the turn; it is had all the same.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._mine, b"%-12d%-20d" % (self._pid, self._turns), 0)
 
     def leave(self) -> None:
         """Give the turn to who waits."""

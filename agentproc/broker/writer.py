@@ -121,7 +121,7 @@ class Writer:
             self.db.execute("COMMIT")
             failpoint("commit.after-commit")
             if checkpoint.durable:
-                self.watermark.raise_to(ends)
+                self._acknowledge(ends)
         failpoint("commit.after-leave")
         self.ringer.ring({output.tp for output in encoded})
         failpoint("commit.after-wake")
@@ -177,6 +177,13 @@ class Writer:
             " bytes = bytes + excluded.bytes",
         )
         return firsts, ends
+
+    def _acknowledge(self, ends: dict[int, int]) -> None:
+        try:
+            self.watermark.raise_to(ends)
+        except OSError as error:
+            # The events are on the disk; a mark that is too low misleads nobody.
+            log.warning("%s was not written: %s", self.watermark.path, error.strerror)
 
     # Claims.
 

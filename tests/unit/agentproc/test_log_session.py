@@ -364,7 +364,7 @@ def test_a_closed_session_lets_its_successor_claim(run: Callable[[Body], None]) 
 def test_many_rows_are_written_and_deleted(run: Callable[[Body], None]) -> None:
     async def body(broker: AnyBroker) -> None:
         session = await opened(broker)
-        rows: list[tuple[bytes, bytes | None]] = [(b"%06d" % n, b"v") for n in range(1500)]
+        rows: list[tuple[bytes, bytes | None]] = [(b"%06d" % n, b"v") for n in range(25_000)]
 
         await session.commit(Checkpoint(changes=[TableChange("counts", 1, rows)]))
         gone: list[tuple[bytes, bytes | None]] = [(key, None) for key, _ in rows[:1100]]
