@@ -180,7 +180,7 @@ class Actor:
         self.engine = engine
         self.feed = feed
         self.agent = feed.agent
-        self.stream = Stream(self, index if feed.agent.concurrency > 1 else None)
+        self.stream: Stream[Any] = Stream(self, index if feed.agent.concurrency > 1 else None)
         self.lanes: Lanes = new_lanes()
         self.has_tables = bool(engine.tables)
         self.running = False  # has events that were handed out and are not settled

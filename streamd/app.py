@@ -535,6 +535,10 @@ class App:
         return f"{self.id}-dead-letters"
 
     def _agent_info(self, agent: Agent) -> wire.AgentInfo:
+        used = uses_of(agent.fun, self.package)
+        named = {other.channel.name for other in used.agents.values()} | {
+            topic.name for topic in used.topics.values()
+        }
         return wire.AgentInfo(
             name=agent.name,
             label=agent.label,
@@ -542,6 +546,7 @@ class App:
             concurrency=agent.concurrency,
             on_error=agent.on_error or self.settings.on_error,
             help=agent.help,
+            sends=sorted(named - set(agent.get_topic_names())),
         )
 
     def _table_info(self, table: TableObject) -> wire.TableInfo:

@@ -6,9 +6,12 @@ without a suspension. When the stride is used up the source settles it and gives
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from streamd.events import Event
+
+
+T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -37,23 +40,23 @@ class Source(Protocol):
         """The decoded keys beside the current stride's values."""
 
 
-class Stream:
+class Stream(Generic[T]):
     """The events of an agent's topic, in order within each partition."""
 
     __slots__ = ("values", "index", "end", "source", "task_owner", "concurrency_index")
 
     def __init__(self, source: Source, concurrency_index: int | None = None) -> None:
-        self.values: Sequence[Any] = ()
+        self.values: Sequence[T] = ()
         self.index = 0  # of the next event in `values`
         self.end = 0  # where the stride ends in `values`
         self.source = source
         self.task_owner: asyncio.Task[Any] | None = None
         self.concurrency_index = concurrency_index
 
-    def __aiter__(self) -> "Stream":
+    def __aiter__(self) -> "Stream[T]":
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> T:
         index = self.index
         if index < self.end:
             self.index = index + 1
@@ -72,18 +75,18 @@ class Stream:
         """The same events as Event objects, with key, headers and message."""
         return _Events(self)
 
-    def items(self) -> AsyncIterator[tuple[Any, Any]]:
+    def items(self) -> AsyncIterator[tuple[Any, T]]:
         """The same events as (key, value)."""
         return _Items(self)
 
-    async def enumerate(self, start: int = 0) -> AsyncIterator[tuple[int, Any]]:
+    async def enumerate(self, start: int = 0) -> AsyncIterator[tuple[int, T]]:
         """The same events with a running number."""
         number = start
         async for value in self:
             yield number, value
             number += 1
 
-    async def take(self, max_: int, within: float | None = None) -> AsyncIterator[list[Any]]:
+    async def take(self, max_: int, within: float | None = None) -> AsyncIterator[list[T]]:
         """Lists of up to `max_` values.
 
         A list is given when it is full, or `within` seconds after its first value came;
@@ -102,10 +105,10 @@ class Stream:
 
     async def _batches(
         self, max_: int, within: float | None, with_events: bool = False
-    ) -> AsyncIterator[tuple[list[Any], list[Event]]]:
+    ) -> AsyncIterator[tuple[list[T], list[Event]]]:
         clock = asyncio.get_running_loop().time
         while True:
-            batch: list[Any] = []
+            batch: list[T] = []
             events: list[Event] = []
             deadline: float | None = None
             self.source.settle()
@@ -131,7 +134,7 @@ class Stream:
 class _Events:
     """`Stream.events()`."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream[Any]) -> None:
         self._stream = stream
 
     def __aiter__(self) -> "_Events":
@@ -148,7 +151,7 @@ class _Events:
 class _Items:
     """`Stream.items()`."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream[Any]) -> None:
         self._stream = stream
 
     def __aiter__(self) -> "_Items":

@@ -66,6 +66,7 @@ class AgentInfo(Message):
     concurrency: int
     on_error: str
     help: str
+    sends: list[str] = []  # topics that its function names, so may send to
 
 
 class TableInfo(Message):

@@ -239,6 +239,7 @@ class Snapshots:
                 "label": agent.label,
                 "group": group.name,
                 "topics": agent.topics,
+                "sends": agent.sends,
                 "rate": round(rates.get(agent.name, 0.0), 1),
                 "events": events.get(agent.name, 0),
                 "behind": behind.get(agent.name, 0),
