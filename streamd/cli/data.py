@@ -34,7 +34,6 @@ from streamd.wire import (
     Missing,
     Moved,
     Owner,
-    Owners,
     Scan,
     Scanned,
     Unavailable,
@@ -424,8 +423,8 @@ async def ask_owners(folder: Folder, name: str, question: Message) -> Sequence[M
             seen=[f"there is {row['name']}" for row in snapshot["tables"]],
         )
     while True:
-        frame = msgspec.convert(await target.ask(folder, "owners"), Owners)
-        owners = [owner for owner in frame.owners if owner.group == group]
+        rows = (await target.ask(folder, "owners"))["owners"]
+        owners = [Owner(**row) for row in rows if row["group"] == group]
         answers = [await _ask_owner(owner, question) for owner in owners]
         missing = [answer for answer in answers if isinstance(answer, str)]
         if answers and not missing:
