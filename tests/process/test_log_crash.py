@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from log_tree import ended_at_last, fill, start_counter, wait_until, wrong_counts
 
-from streamd.agentproc.broker import TP, Output, Subscription
+from streamd.agentproc.broker import TP, Checkpoint, Output, Subscription, TableChange
 from streamd.agentproc.broker.condition import check_log
 from streamd.agentproc.broker.embedded import SAFETY_POLL_S, EmbeddedBroker
 from streamd.agentproc.broker.reader import Reader
@@ -255,6 +255,42 @@ def test_the_loop_turns_while_a_commit_waits_for_its_turn(tmp_path: Path) -> Non
         await broker.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("steps", [10, 300, 1000, 20_000])
+def test_a_commit_beside_a_busy_loop_is_soon_done(tmp_path: Path, steps: int) -> None:
+    async def main() -> list[float]:
+        broker = EmbeddedBroker(tmp_path, tmp_path, default_partitions=8)
+        session = broker.session(Subscription("app", "g", 0, 1, {"a": ["t"]}, {"table": 1}))
+        await session.open()
+        rows: list[tuple[bytes, bytes | None]] = [(b"%d" % n, b"v") for n in range(1000)]
+        checkpoint = Checkpoint(
+            [Output(TP("t", p), [None] * 100, [b"v"] * 100, [1.0] * 100) for p in range(8)],
+            [TableChange("table", 0, rows)],
+        )
+
+        async def be_busy() -> None:
+            while True:
+                for _ in range(steps):
+                    continue
+                await asyncio.sleep(0)
+
+        busy = asyncio.create_task(be_busy())
+        took_s = []
+        for _ in range(9):
+            at = time.perf_counter()
+            await session.commit(checkpoint)
+            took_s.append(time.perf_counter() - at)
+        busy.cancel()
+        await broker.close()
+        return took_s
+
+    before_s = sys.getswitchinterval()
+    took_s = asyncio.run(main())
+
+    # 2 ms alone; where the interpreter is had by luck, half a second and more.
+    assert sorted(took_s)[4] < 0.1
+    assert sys.getswitchinterval() == before_s
 
 
 @pytest.fixture
