@@ -38,6 +38,7 @@ from streamd.agents import CORRELATION_ID, REPLY_TO, Agent
 from streamd.app import App
 from streamd.context import Callback, Lanes, Record, RecordMetadata, current_scope
 from streamd.errors import BrokerError, DecodeError, Fenced, StreamdError
+from streamd.failpoints import failpoint
 from streamd.tables import Part, Table
 from streamd.topics import Topic
 from streamd.wire import GroupPlan, Owns, Suspect
@@ -188,6 +189,7 @@ class Engine:
                 if partition < (table.partitions or 1)
             }
             table.hold(parts, place_of(self.app, table), checked=self._alone)
+        failpoint("engine.recovered")
 
     def owns(self) -> Owns:
         """What this slot has, for the master."""
@@ -528,7 +530,9 @@ class Engine:
         for actor in actors.values():
             actor.abandon()
         async with self._commit_lock:
+            failpoint("rollback.before-drop")
             self._drop_uncommitted()
+        failpoint("rollback.after-drop")
         self._rolling_back = False
         self._start_reading()
         self._start_actors()
@@ -586,13 +590,17 @@ class Engine:
         async with self._commit_lock:
             if self.tables and not await self._wait_quiet():
                 return
+            failpoint("checkpoint.before-take")
             checkpoint, callbacks, waiters = self._take_checkpoint()
             self._open_gate()
+            failpoint("checkpoint.after-take")
             began_at = time.monotonic()
             if checkpoint:
                 await self._commit(checkpoint)
+                failpoint("checkpoint.committed")
                 self._statistics.checkpointed(time.monotonic() - began_at, checkpoint)
             self._landed(checkpoint, callbacks, waiters)
+            failpoint("checkpoint.landed")
 
     async def _wait_quiet(self) -> bool:
         """Hand out nothing until nothing is in work; False when a roll-back came first."""

@@ -33,6 +33,7 @@ from streamd.agentproc import process
 from streamd.app import App
 from streamd.config import bootstrap
 from streamd.errors import StreamdError
+from streamd.failpoints import failpoint
 from streamd.finder import find_app
 from streamd.log import setup_child_logging, user_traceback
 from streamd.partition import fast_partition_for
@@ -96,6 +97,7 @@ class Zygote:
         return 0
 
     def _fork(self, id: int, order: Fork, app: App) -> None:
+        failpoint("zygote.before-fork")
         ends = [self._descriptors.popleft() for _ in range(FORK_DESCRIPTORS)]
         # Nothing may arrive at the child before its handlers stand: it would act on the
         # zygote's, or be lost. The process unblocks them itself.
@@ -106,7 +108,12 @@ class Zygote:
             middle = os.fork()
             if middle == 0:
                 self._fork_again(id, order, app, ends)
-            os.waitpid(middle, 0)
+            _, status = os.waitpid(middle, 0)
+            if os.WIFSIGNALED(status):
+                # It may have told or not; what it has forked ends with its link.
+                name = signal.Signals(os.WTERMSIG(status)).name
+                error = f"the process that forks was ended by {name}"
+                self._send(-id, ForkFailed(order.id, error))
         except OSError as error:
             self._send(-id, ForkFailed(order.id, fork_error(error)))
         finally:
@@ -122,9 +129,11 @@ class Zygote:
             pid = os.fork()
             if pid == 0:
                 self._become(order.plan, app, ends, middle)
+            failpoint("zygote.before-tell")
             # Told before the end of this process, which is when the master becomes the
             # parent: it knows every child before it can see its exit.
             self._send(-id, Forked(order.id, pid))
+            failpoint("zygote.after-tell")
         except OSError as error:
             self._send(-id, ForkFailed(order.id, fork_error(error)))
         except BaseException:
@@ -145,7 +154,9 @@ class Zygote:
             for other in (log_pipe, null, *self._descriptors):
                 os.close(other)
             self._link.close()
+            failpoint("zygote.in-child")
             if wait_adopted(middle, self._master):
+                failpoint("zygote.adopted")
                 reset_process(plan.process)
                 code = process.run(plan, app, process.Ends(link, page, dump))
         except BaseException:

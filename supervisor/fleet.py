@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from streamd.errors import StreamdError
+from streamd.failpoints import failpoint
 from streamd.instance import Folder, StartSpec
 from streamd.link import Answer, Link, LinkLost, adopt
 from streamd.supervisor import policy
@@ -220,6 +221,7 @@ class Fleet:
         self._forks[id] = PendingFork(
             child, plan, zygote, link, logs, page, dump, time.monotonic()
         )
+        failpoint("master.before-fork")
         zygote.send(
             Fork(id, plan),
             id=id,
@@ -302,9 +304,10 @@ class Fleet:
             case Forked():
                 self._on_forked(message)
             case ForkFailed():
-                fork = self._forks.pop(message.id)
-                fork.close()
-                self._start_failed(fork.child, message.error)
+                # A middle process that was killed may have told before.
+                if fork := self._forks.pop(message.id, None):
+                    fork.close()
+                    self._start_failed(fork.child, message.error)
             case _:
                 log.error("the zygote sent a %s", type(message).__name__)
 
@@ -332,6 +335,7 @@ class Fleet:
             self.spawn_task(self._start(each), f"start {each.name}")
 
     def _on_forked(self, message: Forked) -> None:
+        failpoint("master.forked")
         fork = self._forks.pop(message.id)
         try:
             run = self._began(fork.child, message.pid, fork.logs)
@@ -460,6 +464,7 @@ class Fleet:
                 async with asyncio.timeout(LAST_WORDS_S):
                     await run.link.closed.wait()
             self._runs.pop(run.link, None)
+        failpoint("master.on-exit")
         child.run = None
         place = run.page.place if run.page is not None else None
         settled, uptime_s = run.settled, time.monotonic() - run.started_at

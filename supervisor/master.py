@@ -20,6 +20,7 @@ import msgspec
 
 import streamd
 from streamd.errors import ConfigError, StreamdError
+from streamd.failpoints import failpoint
 from streamd.instance import Folder, InstanceRecord, StartSpec, identify
 from streamd.link import Answer, Link
 from streamd.supervisor import claims, policy, stacks, tree
@@ -104,6 +105,7 @@ class Master:
         self._install_handlers()
         tree.become_subreaper()
         self.folder.write_record(self._record)
+        failpoint("master.locked")
         await self._control.serve()
         self._begin(self._start(), "start")
         second_at = self._began_at
@@ -245,6 +247,7 @@ class Master:
         for group in hello.groups:
             log.info("group %s: %s (%s)", group.name, _count(group.processes), group.why)
         self._claim(hello, settings)
+        failpoint("master.claimed")
         self._progress.tell("zygote", "ready", f"{hello.origin}, {len(hello.groups)} groups")
         self._make_children(hello, settings)
         for kind in ("log", "web"):
@@ -257,6 +260,7 @@ class Master:
             fleet.start(child)
         web = [child for child in fleet.children.values() if child.kind == "web"]
         await asyncio.gather(*(self._wait_ready(child) for child in (*web, *agents)))
+        failpoint("master.before-ready")
         self.phase = "running"
         self._notify.ready(self.snapshots.sentence(self.phase))
         self._progress.tell_ready(self._record.web)
@@ -363,6 +367,7 @@ class Master:
                 for group in policy.stop_order(groups):
                     await self._end_warm(fleet.of_group(group))
                 await self._end_warm(fleet.agents)
+                failpoint("master.stopping")
                 await self._end_warm(self._kind("zygote"))
                 await self._end_warm(self._kind("log"))
                 await fleet.wait_ended(fleet.children.values())

@@ -21,7 +21,7 @@ from streamd.agentproc.broker import TP, Batch, Checkpoint, Output, Subscription
 from streamd.agentproc.broker.bell import drain, listen
 from streamd.agentproc.broker.reader import Reader
 from streamd.agentproc.broker.writer import Claim, Writer
-from streamd.agentproc.failpoints import failpoint
+from streamd.failpoints import failpoint
 from streamd.wire import GroupInfo, TableInfo, TopicInfo
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from streamd.agentproc.broker import (
     Output,
     Subscription,
 )
-from streamd.agentproc.failpoints import failpoint
 from streamd.errors import BrokerError, ConfigError, Fenced
+from streamd.failpoints import failpoint
 from streamd.wire import GroupInfo, TableInfo, TopicInfo
 
 

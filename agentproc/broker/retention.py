@@ -12,7 +12,7 @@ from streamd.agentproc.broker.catalog import Topic
 from streamd.agentproc.broker.reader import OFFSET_MASK
 from streamd.agentproc.broker.schema import OFFSET_BITS, query
 from streamd.agentproc.broker.writer import Writer
-from streamd.agentproc.failpoints import failpoint
+from streamd.failpoints import failpoint
 
 DEFAULT_RETENTION_S = 7 * 24 * 3600.0
 PACKS_A_TURN = 64

@@ -11,7 +11,7 @@ import apsw
 
 from streamd.agentproc.broker.schema import connect, explained, log_path
 from streamd.agentproc.broker.turnstile import Turnstile
-from streamd.agentproc.failpoints import failpoint
+from streamd.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 

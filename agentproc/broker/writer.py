@@ -24,8 +24,8 @@ from streamd.agentproc.broker.pack import Pack, encode_packs, seal
 from streamd.agentproc.broker.schema import OFFSET_BITS, connect, explained, log_path, query
 from streamd.agentproc.broker.turnstile import Turnstile
 from streamd.agentproc.broker.watermark import Watermark
-from streamd.agentproc.failpoints import failpoint
 from streamd.errors import BrokerError, ConfigError, Fenced, LogDamaged, StreamdError
+from streamd.failpoints import failpoint
 from streamd.wire import GroupInfo, TableInfo, TopicInfo
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,9 @@
 """`failpoints`: the places where a test may stop or kill a process of streamd."""
 
-from streamd.agentproc.failpoints import FAILPOINTS
 from streamd.cli import output
 from streamd.cli.options import given
 from streamd.cli.root import Command
+from streamd.failpoints import FAILPOINTS
 
 
 def failpoints() -> None:

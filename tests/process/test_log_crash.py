@@ -21,8 +21,8 @@ from streamd.agentproc.broker.embedded import SAFETY_POLL_S, EmbeddedBroker
 from streamd.agentproc.broker.reader import Reader
 from streamd.agentproc.broker.turnstile import Turnstile
 from streamd.agentproc.broker.writer import Writer
-from streamd.agentproc.failpoints import FAILPOINTS
 from streamd.errors import BrokerError
+from streamd.failpoints import FAILPOINTS
 
 SESSION_FAILPOINTS = [
     name for name in FAILPOINTS if name.partition(".")[0] in {"commit", "open", "load"}

@@ -34,8 +34,8 @@ from streamd.agentproc.broker.turnstile import Turnstile
 from streamd.agentproc.broker.wal import Checkpointer
 from streamd.agentproc.broker.watermark import Watermark
 from streamd.agentproc.broker.writer import Writer
-from streamd.agentproc.failpoints import FAILPOINTS, FailpointError, arm, failpoint
 from streamd.errors import BrokerError, ConfigError, LogDamaged, NotPermitted, UsageError
+from streamd.failpoints import FAILPOINTS, FailpointError, arm, failpoint
 from streamd.partition import partition_for
 from streamd.wire import AgentInfo, GroupInfo, OutRecord, TopicInfo
 
@@ -643,10 +643,8 @@ def test_a_wrong_failpoint_is_told(text: str) -> None:
 
 
 def test_every_failpoint_is_in_the_code_and_in_the_table() -> None:
-    room = Path(__file__).parents[3] / "agentproc"
-    code = "".join(
-        path.read_text() for path in room.rglob("*.py") if "failpoints" not in str(path)
-    )
+    rooms = [Path(__file__).parents[3] / name for name in ("agentproc", "supervisor")]
+    code = "".join(path.read_text() for room in rooms for path in room.rglob("*.py"))
 
     passed = {part.split('"')[0] for part in code.split('failpoint("')[1:]}
 
