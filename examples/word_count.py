@@ -1,7 +1,7 @@
 """Count words: a table, filled by one agent, shown by two pages.
 
 streamd -A examples/word_count.py worker -l info
-streamd -A examples/word_count.py send posts '"the cat and the dog"'
+streamd -A examples/word_count.py send posts 'the cat and the dog'
 curl 127.0.0.1:6066/count/the/
 curl '127.0.0.1:6066/count/?word=the'
 """
