@@ -125,7 +125,8 @@ class Engine:
         self._quiet = asyncio.Event()  # no event is in work
         self._quiet.set()
         self._barrier = False  # no event is handed out until a checkpoint has begun
-        self._rolling_back = False
+        self._steady = asyncio.Event()  # no roll-back is under way
+        self._steady.set()
         self._solo: Actor | None = None  # the only one that may get an event now
         self._asks = 0  # of this group's code, waiting for a reply
         self._running: set[Actor | Errand] = set()  # what is in work
@@ -339,9 +340,9 @@ class Engine:
         Not while a checkpoint waits for what is in work, or another event is tried alone;
         unless something in work waits for a reply, which this event may be about to give.
         """
-        if self._asks and not self._rolling_back:
+        if self._asks and self._steady.is_set():
             return True
-        if self._barrier or self._rolling_back:
+        if self._barrier or not self._steady.is_set():
             return False
         return self._solo is None or self._solo is actor
 
@@ -518,7 +519,7 @@ class Engine:
 
     async def _roll_back(self) -> None:
         """Go back to the last checkpoint: nothing of a failed try is left behind."""
-        self._rolling_back = True
+        self._steady.clear()
         self._quiet.set()  # a checkpoint that waits for quiet gives up instead
         if self._reading is not None:
             self._reading.cancel()
@@ -533,7 +534,7 @@ class Engine:
             failpoint("rollback.before-drop")
             self._drop_uncommitted()
         failpoint("rollback.after-drop")
-        self._rolling_back = False
+        self._steady.set()
         self._start_reading()
         self._start_actors()
         if self.stopping:
@@ -571,6 +572,7 @@ class Engine:
         interval_s = self.app.settings.checkpoint_interval
         while True:
             await self._dirty.wait()
+            await self._steady.wait()
             left_s = self._checkpointed_at + interval_s - time.monotonic()
             if left_s > 0 and not self._due.is_set():
                 try:
@@ -608,7 +610,7 @@ class Engine:
         for worker in self._running:
             worker.cut()
         await self._quiet.wait()
-        return not self._rolling_back
+        return self._steady.is_set()
 
     def _open_gate(self) -> None:
         self._checkpointed_at = time.monotonic()
