@@ -13,7 +13,8 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
 from streamd.agentproc.beats import Place
 from streamd.agentproc.broker import TP, Batch, Output
@@ -77,6 +78,23 @@ class Run:
         self.trials[index] = trial
         self._stops = sorted(self.trials)
 
+    def part(self, start: int, end: int) -> "Run":
+        """A run of its own of the events from `start` up to `end`."""
+        part = Run.__new__(Run)
+        part.tp, part.topic = self.tp, self.topic
+        part.positions = self.positions[start:end]
+        part.values = self.values[start:end]
+        part.raw_keys = self.raw_keys[start:end]
+        part.raw_values = self.raw_values[start:end]
+        part.timestamps = self.timestamps[start:end]
+        part.headers = None if self.headers is None else self.headers[start:end]
+        part.end = self.position_after(end)
+        part.cursor = 0
+        part.trials = {i - start: t for i, t in self.trials.items() if start <= i < end}
+        part._stops = sorted(part.trials)
+        part._keys = None if self._keys is None else self._keys[start:end]
+        return part
+
     def next_stop(self, index: int) -> int:
         """The first event from `index` on that is handed out alone; the run's end without."""
         at = bisect_left(self._stops, index)
@@ -123,6 +141,13 @@ def _key(codec: Any, data: bytes | None) -> Any:
         return data
 
 
+class Sent(NamedTuple):
+    """What settled events sent, and who wants to know once it is durable."""
+
+    lanes: Lanes
+    callbacks: list[tuple[Callback, RecordMetadata]]
+
+
 class Feed:
     """What one agent reads: its runs, and how far it has settled each partition."""
 
@@ -131,7 +156,7 @@ class Feed:
         self.agent = agent
         self.runs: deque[Run] = deque()
         self.waiting = 0  # events in `runs` that were not handed out
-        self.windows: dict[TP, Window[Lanes]] = {}  # only with concurrency above 1
+        self.windows: dict[TP, Window[Sent]] = {}  # only with concurrency above 1
         self._sleepers: set[asyncio.Future[None]] = set()
 
     def add(self, run: Run) -> None:
@@ -139,6 +164,17 @@ class Feed:
         self.runs.append(run)
         self.waiting += len(run) - run.cursor
         self.wake()
+
+    def take_back(self, run: Run, start: int, end: int) -> None:
+        """Events that were handed out and not worked on are handed out again, as the next."""
+        self.waiting += end - start
+        if self.agent.concurrency > 1:
+            # Later events of the run may be in work elsewhere.
+            self.runs.appendleft(run.part(start, end))
+            return
+        run.cursor = start
+        if not self.runs or self.runs[0] is not run:
+            self.runs.appendleft(run)
 
     def clear(self) -> None:
         """Forget what was read and not settled."""
@@ -164,7 +200,7 @@ class Feed:
         finally:
             self._sleepers.discard(sleeper)
 
-    def window(self, tp: TP) -> Window[Lanes]:
+    def window(self, tp: TP) -> Window[Sent]:
         """The events of a partition that are in work, with concurrency above 1."""
         if tp not in self.windows:
             self.windows[tp] = Window(self.engine.positions[self.agent.name, tp])
@@ -182,10 +218,14 @@ class Actor:
         self.agent = feed.agent
         self.stream: Stream[Any] = Stream(self, index if feed.agent.concurrency > 1 else None)
         self.lanes: Lanes = new_lanes()
+        self.callbacks: list[tuple[Callback, RecordMetadata]] = []
         self.has_tables = bool(engine.tables)
         self.running = False  # has events that were handed out and are not settled
         self.alone = False  # the event in work is tried alone
         self.timed_out = False
+        self.dismissed = False  # rolled back: what its code still does counts for nothing
+        self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()  # its own, and those it started
+        self.writes_to: int | None = None  # a partition; None: each key's hash's
         self.since = 0.0  # monotonic; when the stride was handed out
         self._run: Run | None = None  # of the stride
         self._start = 0  # of the stride, in `_run`
@@ -205,6 +245,8 @@ class Actor:
 
     async def advance_unsettled(self, timeout_s: float | None) -> bool:
         """See `streamd.streams.Source`."""
+        if self.alone:
+            return False
         if self._run is not None:
             self._earlier.append((self._run, self._start, self.stream.index))
             self._run = None
@@ -222,12 +264,13 @@ class Actor:
 
     def settle(self) -> None:
         """See `streamd.streams.Source`."""
-        handed = self._in_hand()
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        if not handed:
+        if not self.running:
+            self._give_back()
             return
+        handed = self._in_hand()
         self._adapt_length()
         name, positions = self.agent.name, self.engine.positions
         count = 0
@@ -238,19 +281,15 @@ class Actor:
             else:
                 window = self.feed.window(run.tp)
                 for index in range(start, end):
-                    # What the stride sent goes with its last event.
-                    sent = self._take_lanes() if index == end - 1 else new_lanes()
-                    self.engine.outbox += window.settle(run.positions[index], sent)
+                    # What they sent goes with the last of them.
+                    last = run is handed[-1][0] and index == handed[-1][2] - 1
+                    sent = self._take_sent() if last else Sent(new_lanes(), [])
+                    self.engine.release(window.settle(run.positions[index], sent))
                 positions[name, run.tp] = window.position
-        if self.agent.concurrency == 1 and self.lanes:
-            self.engine.outbox.append(self._take_lanes())
+        if self.agent.concurrency == 1 and (self.lanes or self.callbacks):
+            self.engine.release([self._take_sent()])
         self._earlier.clear()
-        if self._run is not None and self.stream.index < self.stream.end:
-            # The rest of the stride was not asked for: it is handed out again.
-            self.feed.waiting += self.stream.end - self.stream.index
-            self._run.cursor = self.stream.index
-            if not self.feed.runs or self.feed.runs[0] is not self._run:
-                self.feed.runs.appendleft(self._run)
+        self.cut()
         self._let_go()
         self.engine.settled(self, count)
 
@@ -267,16 +306,19 @@ class Actor:
     # What the engine asks.
 
     def cut(self) -> None:
-        """Hand out no more of the stride than was taken from it."""
-        if not self._earlier:
-            self.stream.end = self.stream.index
+        """Hand out no more of the stride than was taken from it; the rest goes back."""
+        stream = self.stream
+        if self._run is not None and stream.index < stream.end:
+            self.feed.take_back(self._run, stream.index, stream.end)
+            stream.end = stream.index
 
     def abandon(self) -> None:
-        """Let go of what was handed out without settling it."""
+        """Let go of what was handed out without settling it, for good."""
+        self.dismissed = True
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        self.lanes = new_lanes()
+        self._take_sent()
         self._earlier.clear()
         self._let_go()
 
@@ -309,8 +351,7 @@ class Actor:
 
     def enter(self) -> None:
         """A step of the agent's code begins: tables write to its partition."""
-        if self._run is not None:
-            self.engine.enter(self._run.tp.partition)
+        self.engine.enter(self.writes_to)
 
     def leave(self) -> None:
         """A step is over; what it wrote stays with its partition until another enters."""
@@ -341,11 +382,12 @@ class Actor:
 
     def when_durable(self, callback: Callback, metadata: RecordMetadata) -> None:
         """See `streamd.context.Sending`."""
-        self.engine.callbacks.append((callback, metadata))
+        self.callbacks.append((callback, metadata))
 
     def asking(self, change: int) -> None:
         """An `ask` of this code begins or ends; see `Engine.gate_open`."""
-        self.engine.asking(change)
+        if not self.dismissed:
+            self.engine.asking(change)
 
     # Inside.
 
@@ -355,16 +397,26 @@ class Actor:
             return list(self._earlier)
         return [*self._earlier, (self._run, self._start, self.stream.index)]
 
+    def _give_back(self) -> None:
+        """What an unfinished take holds was never worked on: it is handed out again."""
+        self.cut()
+        for run, start, end in reversed(self._in_hand()):
+            self.feed.take_back(run, start, end)
+        self._earlier.clear()
+        self._let_go()
+        self.alone = False
+
     def _let_go(self) -> None:
-        self._run = None
+        self._run, self.writes_to = None, None
         self.stream.values, self.stream.index, self.stream.end = (), 0, 0
         if self.running:
             self.running = False
             self.engine.stopped_work(self)
 
-    def _take_lanes(self) -> Lanes:
-        lanes, self.lanes = self.lanes, new_lanes()
-        return lanes
+    def _take_sent(self) -> Sent:
+        sent = Sent(self.lanes, self.callbacks)
+        self.lanes, self.callbacks = new_lanes(), []
+        return sent
 
     def _adapt_length(self) -> None:
         took_s = time.monotonic() - self.since
@@ -380,6 +432,8 @@ class Actor:
             await asyncio.sleep(0)
             self._turned_at = time.monotonic()
         while True:
+            if self.dismissed:
+                raise asyncio.CancelledError
             if engine.stopping:
                 raise StopAsyncIteration
             if feed.runs and engine.gate_open(self):
@@ -388,6 +442,8 @@ class Actor:
                 if trial is None:
                     self._take_stride(run, alone=False)
                     return True
+                if self._earlier:
+                    return False  # it is tried apart from what a take has so far
                 if await engine.ready_for(self, run, trial):
                     self._take_stride(run, alone=True)
                     return True
@@ -417,8 +473,11 @@ class Actor:
         self._run, self._start = run, start
         self.stream.values, self.stream.index, self.stream.end = run.values, start, end
         self.since = time.monotonic()
+        partition = run.tp.partition
+        together = not self._earlier or self.writes_to == partition
+        self.writes_to = partition if together else None
         if self.has_tables:
-            self.engine.enter(run.tp.partition)
+            self.engine.enter(self.writes_to)
         place = Place(self.agent.name, run.tp.topic, run.tp.partition, run.positions[start])
         self.engine.beats.place(place)
 

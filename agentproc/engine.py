@@ -13,8 +13,10 @@ import asyncio
 import inspect
 import logging
 import time
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from contextlib import aclosing
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -29,10 +31,10 @@ from streamd.agentproc.broker import (
     Subscription,
     TableChange,
 )
-from streamd.agentproc.delivery import Actor, Feed, Run, Trial, dead_letter
+from streamd.agentproc.delivery import Actor, Feed, Run, Sent, Trial, dead_letter
 from streamd.agentproc.errand import Errand
 from streamd.agentproc.outbox import new_lanes, outputs_of
-from streamd.agentproc.replying import refuse, reply
+from streamd.agentproc.replying import refuse, reply, text_of
 from streamd.agentproc.routing import place_of
 from streamd.agents import CORRELATION_ID, REPLY_TO, Agent
 from streamd.app import App
@@ -47,10 +49,17 @@ log = logging.getLogger(__name__)
 
 CHUNK_EVENTS = 4000
 WAITING_EVENTS = 8000  # read on only below this
+MOST_WAITING_EVENTS = 32_000  # below this, for an agent that has none
 WAITING_RECORDS = 50_000  # sends that may wait do so above this
 CAREFUL_EVENTS = 20_000  # more than were in work when a process died
 RETRY_MAX_S = 5.0
 IDLE_RESTART_S = 1.0
+CANCEL_AGAIN_S = 1.0
+
+
+Waiter = tuple[
+    asyncio.Future[None], Errand | None
+]  # and whose code it is, a task's or a view's
 
 
 class RolledBack(StreamdError):
@@ -130,7 +139,7 @@ class Engine:
         self._solo: Actor | None = None  # the only one that may get an event now
         self._asks = 0  # of this group's code, waiting for a reply
         self._running: set[Actor | Errand] = set()  # what is in work
-        self._durable: list[asyncio.Future[None]] = []  # wait for the next checkpoint's end
+        self._durable: list[Waiter] = []  # wait for the next checkpoint's end
         self._urgent = False  # somebody waits for power-safe durability
         self._since_checkpoint = 0  # events settled
         self._checkpointed_at = time.monotonic()
@@ -151,7 +160,7 @@ class Engine:
         self._start_actors()
         self.ready.set()
         try:
-            while not (self.stopping and not self._actors):
+            while not (self.stopping and not self._actors and not self._running):
                 await (await self._mail.get())()
             await self._finish()
         finally:
@@ -256,7 +265,7 @@ class Engine:
                     bad[index] = str(error)
         for feed in self._readers[batch.tp.topic]:
             settled = self.positions[feed.agent.name, batch.tp]
-            cursor = _index_of(batch, settled)
+            cursor = bisect_left(batch.positions, settled)
             if cursor == len(values):
                 continue
             run = Run(batch, topic, values, cursor)
@@ -298,18 +307,18 @@ class Engine:
             await asyncio.sleep(after_s)
         outcome = actor.agent(actor.stream)
         if inspect.isasyncgen(outcome):
-            async for value in outcome:
-                await reply(self.app, actor, value)
+            async with aclosing(outcome):
+                async for value in outcome:
+                    await reply(self.app, actor, value)
         else:
             await outcome
 
     async def _actor_ended(self, task: asyncio.Task[None], index: int) -> None:
         actor = self._actors.pop(task, None)
+        error = _error_of(task)
         if actor is None:
-            return  # cancelled by a roll-back
-        if task.cancelled() or task.exception() is not None:
-            error = TimeoutError() if task.cancelled() else task.exception()
-            assert error is not None
+            return  # ended by a roll-back
+        if error is not None:
             await self._failed(actor, index, error)
             return
         actor.settle()
@@ -364,6 +373,14 @@ class Engine:
         self.beats.in_work(self.group, len(self._running), oldest_at)
         if not self._running:
             self._quiet.set()
+            if self.stopping:
+                self._post(self._nothing)
+
+    def release(self, settled: Iterable[Sent]) -> None:
+        """What settled events sent goes into the next checkpoint."""
+        for sent in settled:
+            self.outbox.append(sent.lanes)
+            self.callbacks += sent.callbacks
 
     def settled(self, actor: Actor, count: int) -> None:
         """An actor settled events."""
@@ -391,9 +408,11 @@ class Engine:
 
     def parked(self, actor: Actor) -> None:
         """An actor waits for events."""
-        if not self._running and not any(feed.waiting for feed in self._feeds):
+        waiting = sum(feed.waiting for feed in self._feeds)
+        if not self._running and not waiting:
             self._due.set()  # idle: there is nothing to wait for
-        if not self._room.is_set():
+        # Its own events may lie behind those of an agent that is slow, or that asks it.
+        if not actor.feed.waiting and (waiting < MOST_WAITING_EVENTS or self._asks):
             self._room.set()
 
     def _wake_feeds(self) -> None:
@@ -420,6 +439,10 @@ class Engine:
         if trial.refused is not None:
             self._give_up(actor, run, trial)
             return False
+        if self._solo not in (None, actor):
+            self.parked(actor)
+            await actor.feed.wait_change()
+            return False
         wait_s = trial.not_before - time.monotonic()
         if wait_s > 0:
             self.parked(actor)
@@ -428,7 +451,12 @@ class Engine:
         self._solo = actor
         index = run.cursor
         await self.durable(urgent=False)
-        return bool(actor.feed.runs) and actor.feed.runs[0] is run and run.cursor == index
+        if not self.stopping and actor.feed.runs and actor.feed.runs[0] is run:
+            if run.cursor == index:
+                return True
+        self._solo = None
+        self._wake_feeds()
+        return False
 
     def _give_up(self, actor: Actor, run: Run, trial: Trial) -> None:
         """Settle the event at `run.cursor` untried; all that is left of it is a dead letter."""
@@ -440,7 +468,7 @@ class Engine:
                 "%s@%d of agent %s goes to the dead letters: %s (%s)",
                 run.tp, run.positions[index], name, trial.refused, trial.error or "no error",
             )  # fmt: skip
-            self._refuse_reply(run, index, trial)
+        self._refuse_reply(run, index, trial)
         run.cursor += 1
         actor.feed.waiting -= 1
         if run.cursor == len(run):
@@ -450,7 +478,7 @@ class Engine:
         else:
             window = actor.feed.window(run.tp)
             window.begin(run.positions[index], run.position_after(index + 1))
-            self.outbox += window.settle(run.positions[index], new_lanes())
+            self.release(window.settle(run.positions[index], Sent(new_lanes(), [])))
             self.positions[name, run.tp] = window.position
         self.settled(actor, 1)
 
@@ -461,7 +489,7 @@ class Engine:
         if reply_to is not None and correlation_id is not None:
             error = f"{trial.refused}: {trial.error}"
             lanes = new_lanes()
-            refuse(self.app, lanes, reply_to.decode(), correlation_id.decode(), error)
+            refuse(self.app, lanes, text_of(reply_to), text_of(correlation_id), error)
             self.outbox.append(lanes)
 
     async def _failed(self, actor: Actor, index: int, error: BaseException) -> None:
@@ -472,7 +500,7 @@ class Engine:
         if not events:
             await self._failed_without_event(actor, index, error)
             return
-        if isinstance(error, TimeoutError) and actor.timed_out:
+        if isinstance(error, asyncio.CancelledError) and actor.timed_out:
             error = TimeoutError(f"it took longer than {actor.agent.timeout_s:g} s")
         for run, i in events:
             self._judge(actor.agent, run, i, error)
@@ -521,15 +549,15 @@ class Engine:
         """Go back to the last checkpoint: nothing of a failed try is left behind."""
         self._steady.clear()
         self._quiet.set()  # a checkpoint that waits for quiet gives up instead
-        if self._reading is not None:
-            self._reading.cancel()
         actors, self._actors = dict(self._actors), {}
-        for task in actors:
-            task.cancel()
-        if actors:
-            await asyncio.wait(actors)
         for actor in actors.values():
             actor.abandon()
+        lost = [errand for errand in self.errands if errand.roll_back()]
+        self._running.difference_update(lost)
+        await _end([*actors, *([self._reading] if self._reading is not None else [])])
+        # What their code started ends with it, also where that was only now.
+        scopes: list[Actor | Errand] = [*actors.values(), *lost]
+        await _end([task for scope in scopes for task in scope.tasks])
         async with self._commit_lock:
             failpoint("rollback.before-drop")
             self._drop_uncommitted()
@@ -548,8 +576,6 @@ class Engine:
         self.outbox.clear()
         self.letters.clear()
         self.callbacks.clear()
-        for errand in self.errands:
-            errand.roll_back()
         self._running.clear()
         self._quiet.set()
         self._solo, self._asks = None, 0
@@ -561,8 +587,10 @@ class Engine:
                 tp, min(at for (_, other), at in self.positions.items() if other == tp)
             )
         waiters, self._durable = self._durable, []
-        for waiter in waiters:
-            if not waiter.done():
+        for waiter, errand in waiters:
+            if errand in self.errands and not errand.rolled_back and not errand.whole:
+                self._durable.append((waiter, errand))  # it lost nothing
+            elif not waiter.done():
                 waiter.set_exception(RolledBack())
                 waiter.exception()  # it may have been given up: then nobody looks at it
 
@@ -590,6 +618,8 @@ class Engine:
         5. Fold what was committed into the tables, and tell who waits.
         """
         async with self._commit_lock:
+            for worker in self._running:
+                worker.cut()
             if self.tables and not await self._wait_quiet():
                 return
             failpoint("checkpoint.before-take")
@@ -607,9 +637,8 @@ class Engine:
     async def _wait_quiet(self) -> bool:
         """Hand out nothing until nothing is in work; False when a roll-back came first."""
         self._barrier = True
-        for worker in self._running:
-            worker.cut()
-        await self._quiet.wait()
+        while self._steady.is_set() and not self._quiet.is_set():
+            await self._quiet.wait()
         return self._steady.is_set()
 
     def _open_gate(self) -> None:
@@ -620,7 +649,7 @@ class Engine:
 
     def _take_checkpoint(
         self,
-    ) -> tuple[Checkpoint, list[tuple[Callback, RecordMetadata]], list[asyncio.Future[None]]]:
+    ) -> tuple[Checkpoint, list[tuple[Callback, RecordMetadata]], list[Waiter]]:
         self._dirty.clear()
         self._due.clear()
         self._since_checkpoint = 0
@@ -677,7 +706,7 @@ class Engine:
         self,
         checkpoint: Checkpoint,
         callbacks: list[tuple[Callback, RecordMetadata]],
-        waiters: list[asyncio.Future[None]],
+        waiters: list[Waiter],
     ) -> None:
         self._committed.update(checkpoint.positions)
         for table in self.tables:
@@ -685,24 +714,24 @@ class Engine:
         self._open_gate()
         for errand in self.errands:
             errand.landed()
-        for waiter in waiters:
+        for waiter, _ in waiters:
             if not waiter.done():
                 waiter.set_result(None)
         for callback, metadata in callbacks:
-            if (outcome := callback(metadata)) is not None:
-                asyncio.ensure_future(outcome)
+            self._spawn(_call(callback, metadata), "callback")
 
-    async def durable(self, *, urgent: bool = True) -> None:
+    async def durable(self, errand: Errand | None = None, *, urgent: bool = True) -> None:
         """Wait until everything that was sent, written and settled so far is durable.
 
         Args:
+            errand: Whose code waits, if it is one's.
             urgent: It must survive a power cut as well.
 
         Raises:
             RolledBack: It was taken back instead.
         """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._durable.append(waiter)
+        self._durable.append((waiter, errand))
         self._urgent = self._urgent or urgent
         self._dirty.set()
         self._due.set()
@@ -731,10 +760,11 @@ class Engine:
         self.errands.add(errand)
         try:
             result = await self._outcome(errand)
-            self.outbox.append(errand.take_lanes())
-            self.stopped_work(errand)
+            if whole:
+                self.outbox.append(errand.take_lanes())
+                self.stopped_work(errand)
             if errand.left_something:
-                await self.durable()
+                await self.durable(errand)
             return result
         finally:
             self.errands.discard(errand)
@@ -745,14 +775,18 @@ class Engine:
         """What the errand's code returns; what it raises, once all that it wrote is gone."""
         assert errand.task is not None
         try:
-            return await errand.task
-        except BaseException:
+            result = await errand.task
+            if errand.rolled_back:
+                raise RolledBack()
+            return result
+        except BaseException as error:
             errand.task.cancel()
             if errand in self._running:
                 gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._post(partial(self._roll_back_then, gone))
                 await gone
-            if errand.rolled_back and errand.task.cancelled():
+            ended = not isinstance(error, asyncio.CancelledError) or errand.task.cancelled()
+            if errand.rolled_back and ended:
                 raise RolledBack() from None
             raise
 
@@ -819,12 +853,11 @@ class Statistics:
         self.checkpoint_ms += (took_s * 1000 - self.checkpoint_ms) / min(self.checkpoints, 20)
 
 
-def _index_of(batch: Batch, position: int) -> int:
-    """Where in a batch to go on from `position`."""
-    if batch.positions[0] >= position:
-        return 0
-    index = _index_in(batch.positions, position)
-    return len(batch.positions) if index is None else index
+def _error_of(task: asyncio.Task[None]) -> BaseException | None:
+    """What a task that ended raised."""
+    if task.cancelled():
+        return asyncio.CancelledError("its task was cancelled")
+    return task.exception()
 
 
 def _index_in(positions: Any, position: int) -> int | None:
@@ -832,6 +865,25 @@ def _index_in(positions: Any, position: int) -> int | None:
         return int(positions.index(position))
     except ValueError:
         return None
+
+
+async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended; whoever swallows it is told again."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+    for task in tasks:
+        _error_of(task)  # looked at: nobody else would
+
+
+async def _call(callback: Callback, metadata: RecordMetadata) -> None:
+    try:
+        if (outcome := callback(metadata)) is not None:
+            await outcome
+    except Exception:
+        log.exception("the callback of a send to %s failed", metadata.topic)
 
 
 def _joined(outputs: list[Output], letters: list[Output]) -> list[Output]:

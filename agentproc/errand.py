@@ -8,7 +8,8 @@ checkpoint.
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from streamd.agentproc.outbox import new_lanes
 from streamd.context import Buffered, Callback, Lanes, Record, RecordMetadata
@@ -33,6 +34,8 @@ class Errand:
         self.waiting = 0  # records sent since the last checkpoint began
         self.since = time.monotonic()
         self.task: asyncio.Task[object] | None = None
+        self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()  # its own, and those it started
+        self._callbacks: list[tuple[Callback, RecordMetadata]] = []
         self._wrote = False  # to a table
         self._turn = 0
         self._room = asyncio.Event()
@@ -46,11 +49,10 @@ class Errand:
         written = [table.flush() for table in self.engine.tables]
         if not any(written):
             return
-        self.left_something = True
+        first, self._wrote, self.left_something = not self._wrote, True, True
         if not self.whole:
             self.engine.sending()
-        elif not self._wrote:
-            self._wrote = True
+        elif first:
             self.engine.started_work(self)
 
     def engine_name(self) -> str:
@@ -80,10 +82,12 @@ class Errand:
 
     async def wait_durable(self) -> None:
         """See `streamd.context.Sending`; after a table write, the end of the code does it."""
-        if self._wrote:
-            return
-        self.engine.outbox.append(self.take_lanes())
-        await self.engine.durable()
+        if not self.whole:
+            await self.engine.durable(self)
+        elif not self._wrote:
+            self.engine.outbox.append(self.take_lanes())
+            self.left_something = False
+            await self.engine.durable(self)
 
     async def send_now(self, topic: str, record: Record) -> RecordMetadata:
         """See `streamd.context.Sending`."""
@@ -91,7 +95,7 @@ class Errand:
 
     def when_durable(self, callback: Callback, metadata: RecordMetadata) -> None:
         """See `streamd.context.Sending`."""
-        self.engine.callbacks.append((callback, metadata))
+        self._callbacks.append((callback, metadata))
 
     def asking(self, change: int) -> None:
         """An `ask` of this code begins or ends; see `Engine.gate_open`."""
@@ -108,19 +112,26 @@ class Errand:
     def take_lanes(self) -> Lanes:
         """What was sent, for a checkpoint."""
         lanes, self.lanes = self.lanes, new_lanes()
+        self.engine.callbacks += self._callbacks
+        self._callbacks = []
         self.waiting = 0
+        if not self.whole:
+            self._wrote = False
         return lanes
 
     def landed(self) -> None:
         """A checkpoint is durable."""
         self._room.set()
 
-    def roll_back(self) -> None:
-        """What was not durable is gone; code that lost something ends here."""
-        if self.left_something:
-            self.rolled_back = True
-            if self.task is not None:
-                self.task.cancel()
-        self.lanes = new_lanes()
-        self.waiting = 0
+    def roll_back(self) -> bool:
+        """What was not durable is gone; True for code that lost something: it is to end.
+
+        A task that wrote nothing since the last checkpoint loses nothing: what it sent then
+        does not come from a failed try.
+        """
         self._room.set()
+        if not (self.left_something if self.whole else self._wrote):
+            return False
+        self.rolled_back = True
+        self.lanes, self._callbacks, self.waiting = new_lanes(), [], 0
+        return True

@@ -40,13 +40,18 @@ async def reply(app: App, actor: "Actor", value: Any) -> None:
     reply_to, correlation = actor.reply_headers()
     if reply_to is None or correlation is None:
         return
-    correlation_id = correlation.decode()
+    correlation_id = text_of(correlation)
     expected = app.expected_replies()
     if expected is not None and expected.expects(correlation_id):
         # The asker is in this process and may be in this group, whose checkpoint waits for it.
         expected.arrived(correlation_id, value)
         return
-    _send(actor.lanes, reply_to.decode(), ReqRepResponse(None, value, correlation_id))
+    _send(actor.lanes, text_of(reply_to), ReqRepResponse(None, value, correlation_id))
+
+
+def text_of(header: bytes) -> str:
+    """A header's text; anybody may have written it, so it is read whatever it is."""
+    return header.decode(errors="replace")
 
 
 def refuse(app: App, lanes: Lanes, reply_to: str, correlation_id: str, error: str) -> None:

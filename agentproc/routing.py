@@ -21,11 +21,18 @@ def place_of(app: App, table: Table) -> Callable[[Any], int]:
         fast_partition_for(),
     )
 
+    own = table.key_codec
+
     def place(key: Any) -> int:
         try:
-            return partition_for(codec.encode(key), count)
-        except Exception as error:
-            raise codec.encode_error(key, error) from error
+            data = codec.encode(key)
+        except Exception:
+            # A key that no event of the topic can have: a number, beside raw keys.
+            try:
+                data = own.encode(key)
+            except Exception as error:
+                raise own.encode_error(key, error) from error
+        return partition_for(data, count)
 
     return place
 

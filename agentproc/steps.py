@@ -2,12 +2,12 @@
 
 A step is what a task does between two suspensions. Before each step of a task that belongs
 to a scope, the scope says whose partition the tables' writes go to. Tasks that user code
-starts inherit the scope through their context, so theirs follow it too. Tasks of no scope, and
-tasks of groups without tables, are left alone.
+starts inherit the scope through their context, so theirs follow it too, and end with it. Tasks
+of no scope, and the steps of groups without tables, are left alone.
 """
 
 import asyncio
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, MutableSet
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ class Scoped(Protocol):
     """What a scope does at each step of its tasks."""
 
     has_tables: bool
+    tasks: MutableSet[asyncio.Task[Any]]
 
     def enter(self) -> None:
         """A step begins."""
@@ -37,17 +38,24 @@ class Stepped(Coroutine[Any, Any, Any]):
 
     def send(self, value: Any) -> Any:
         self._scope.enter()
-        try:
-            return self._coro.send(value)
-        finally:
-            self._scope.leave()
+        return self._left(self._coro.send, value)
 
     def throw(self, *error: Any) -> Any:
         self._scope.enter()
+        return self._left(self._coro.throw, *error)
+
+    def _left(self, step: Callable[..., Any], *given: Any) -> Any:
         try:
-            return self._coro.throw(*error)
-        finally:
+            waits_for = step(*given)
+        except BaseException:
             self._scope.leave()
+            raise
+        try:
+            self._scope.leave()
+        except Exception as error:
+            # The code learns of it where it waits, and may clean up.
+            return self.throw(error)
+        return waits_for
 
     def close(self) -> None:
         self._coro.close()
@@ -71,4 +79,7 @@ def task_factory(
     scope = current_scope.get() if context is None else context.get(current_scope)
     if scope is not None and scope.has_tables:
         coro = Stepped(coro, scope)
-    return asyncio.Task(coro, loop=loop, context=context, **options)
+    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, context=context, **options)
+    if scope is not None:
+        scope.tasks.add(task)
+    return task

@@ -10,7 +10,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from streamd.events import Event
 
-
 T = TypeVar("T")
 
 
@@ -91,7 +90,8 @@ class Stream(Generic[T]):
 
         A list is given when it is full, or `within` seconds after its first value came;
         without `within` only when it is full. A list is settled as a whole, when the next one
-        is asked for; what is in an unfinished list counts as not read yet.
+        is asked for; what is in an unfinished list counts as not read yet. A value whose list
+        failed is given again in a list of its own.
         """
         async for batch, _ in self._batches(max_, within):
             yield batch
@@ -106,6 +106,8 @@ class Stream(Generic[T]):
     async def _batches(
         self, max_: int, within: float | None, with_events: bool = False
     ) -> AsyncIterator[tuple[list[T], list[Event]]]:
+        if max_ < 1:
+            raise ValueError(f"stream.take({max_!r}): expected 1 or more")
         clock = asyncio.get_running_loop().time
         while True:
             batch: list[T] = []

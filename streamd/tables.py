@@ -451,7 +451,7 @@ class ScatteredError(TableError):
     def __init__(self, table: str, key: Any) -> None:
         super().__init__(
             f"key {key!r} of table {table!r} has a value in several partitions",
-            remedy="let the events be keyed by the table's key: send them to an agent with key=",
+            remedy="key the events by the table's key: send them to an agent with key=",
         )
 
 
