@@ -18,7 +18,7 @@ from streamd.cli.imported import figures_of, hello_of, import_app
 from streamd.cli.options import display_path, given
 from streamd.cli.root import Command
 from streamd.config import Settings, broker_kind
-from streamd.cron import Cron
+from streamd.cron import Cron, zone_of
 from streamd.errors import StreamdError, UsageError
 from streamd.wire import Hello, TimerInfo
 
@@ -237,7 +237,7 @@ def next_runs(timer: TimerInfo, now: datetime.datetime, number: int) -> list[dat
     while after is not None and len(runs) < number:
         after = job.next(after)
         if after is not None:
-            runs.append(after)
+            runs.append(after.astimezone(zone_of(timer.zone)))
     return runs
 
 

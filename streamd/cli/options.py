@@ -148,6 +148,7 @@ def root_options(*, hidden: bool) -> list[click.Option]:
             "-A",
             "--app",
             metavar="APP",
+            is_eager=True,  # `-A proj --help` lists the app's commands too
             help="App to use: module, module:attr or file.py. [env: STREAMD_APP]",
         ),
         stored(
@@ -184,6 +185,7 @@ def root_options(*, hidden: bool) -> list[click.Option]:
             "-W",
             "--workdir",
             metavar="DIRECTORY",
+            is_eager=True,
             hidden=hidden,
             help="Change to this folder first.",
         ),

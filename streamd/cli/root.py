@@ -128,17 +128,16 @@ class Root(click.Group):
         # The rest may hold the -A of an own command: `streamd produce -A proj`.
         if name not in BUILT_IN and not name.startswith("-"):
             options.given(ctx).app = options.given(ctx).app or _app_among(args[1:])
-        meant = difflib.get_close_matches(name, BUILT_IN)
         try:
             command = self.get_command(ctx, name)
+            names = self.list_commands(ctx) if command is None else []
         except StreamdError:
             # A slip in a built-in name is no reason to tell of an app that cannot be imported.
-            if not meant:
+            command, names = None, list(BUILT_IN)
+            if not difflib.get_close_matches(name, names):
                 raise
-            command = None
         if command is None:
-            if not meant:
-                meant = difflib.get_close_matches(name, self._own_commands(ctx))
+            meant = difflib.get_close_matches(name, names)
             raise click.exceptions.NoSuchCommand(name, possibilities=meant, ctx=ctx)
         return name, command, args[1:]
 
