@@ -270,6 +270,8 @@ class Actor:
         if not self.running:
             self._give_back()
             return
+        if self.engine.checking:
+            self.engine.check_writes()
         handed = self._in_hand()
         self._adapt_length()
         name, positions = self.agent.name, self.engine.positions
@@ -457,7 +459,7 @@ class Actor:
 
     def _take_stride(self, run: Run, alone: bool) -> None:
         start = run.cursor
-        if alone or self._single or self.engine.careful:
+        if alone or self._single or self.engine.careful or self.engine.checking:
             end = start + 1
         else:
             end = min(start + self._length, run.next_stop(start + 1))

@@ -39,7 +39,7 @@ from streamd.agentproc.routing import place_of
 from streamd.agents import CORRELATION_ID, REPLY_TO, Agent
 from streamd.app import App
 from streamd.context import Callback, Lanes, Record, RecordMetadata, current_scope
-from streamd.errors import BrokerError, DecodeError, Fenced, StreamdError
+from streamd.errors import BrokerError, DecodeError, EncodeError, Fenced, StreamdError
 from streamd.failpoints import failpoint
 from streamd.tables import Part, Table
 from streamd.topics import Topic
@@ -86,6 +86,7 @@ class Engine:
         self.group = plan.group
         self.beats = beats
         self.careful = careful
+        self.checking = 0  # so many events' table writes are looked at one by one
         self.agents: list[Agent] = group.agents if group else []
         self.tables: list[Table] = group.tables if group else []
         self.positions: dict[tuple[str, TP], int] = {}  # (agent, tp) -> next one to settle
@@ -321,7 +322,11 @@ class Engine:
         if error is not None:
             await self._failed(actor, index, error)
             return
-        actor.settle()
+        try:
+            actor.settle()
+        except EncodeError as unwritable:
+            await self._failed(actor, index, unwritable)
+            return
         if not self.stopping:
             log.warning(
                 "agent %s returned; it is started again in %.0f s",
@@ -388,6 +393,9 @@ class Engine:
         self._statistics.events[actor.agent.name] += count
         self._since_checkpoint += count
         self._unsettled_failures = 0
+        if self.checking:
+            self.checking = max(0, self.checking - count)
+            self._due.set()
         if self.careful and sum(self._statistics.events.values()) >= CAREFUL_EVENTS:
             self.careful = False
         self._dirty.set()
@@ -504,7 +512,7 @@ class Engine:
             error = TimeoutError(f"it took longer than {actor.agent.timeout_s:g} s")
         for run, i in events:
             self._judge(actor.agent, run, i, error)
-        await self._roll_back()
+        await self._roll_back(actor)
 
     def _judge(self, agent: Agent, run: Run, index: int, error: BaseException) -> None:
         settings = self.app.settings
@@ -545,8 +553,12 @@ class Engine:
         )
         self._start_actor(actor.feed, index, pause_s)
 
-    async def _roll_back(self) -> None:
-        """Go back to the last checkpoint: nothing of a failed try is left behind."""
+    async def _roll_back(self, *failed: Actor) -> None:
+        """Go back to the last checkpoint: nothing of a failed try is left behind.
+
+        Args:
+            failed: Actors that have ended, beside those that are ended here.
+        """
         self._steady.clear()
         self._quiet.set()  # a checkpoint that waits for quiet gives up instead
         actors, self._actors = dict(self._actors), {}
@@ -556,7 +568,7 @@ class Engine:
         self._running.difference_update(lost)
         await _end([*actors, *([self._reading] if self._reading is not None else [])])
         # What their code started ends with it, also where that was only now.
-        scopes: list[Actor | Errand] = [*actors.values(), *lost]
+        scopes: list[Actor | Errand] = [*failed, *actors.values(), *lost]
         await _end([task for scope in scopes for task in scope.tasks])
         async with self._commit_lock:
             failpoint("rollback.before-drop")
@@ -623,7 +635,11 @@ class Engine:
             if self.tables and not await self._wait_quiet():
                 return
             failpoint("checkpoint.before-take")
-            checkpoint, callbacks, waiters = self._take_checkpoint()
+            try:
+                checkpoint, callbacks, waiters = self._take_checkpoint()
+            except EncodeError as error:
+                self._find_unwritable(error)
+                return
             self._open_gate()
             failpoint("checkpoint.after-take")
             began_at = time.monotonic()
@@ -633,6 +649,22 @@ class Engine:
                 self._statistics.checkpointed(time.monotonic() - began_at, checkpoint)
             self._landed(checkpoint, callbacks, waiters)
             failpoint("checkpoint.landed")
+
+    def _find_unwritable(self, error: EncodeError) -> None:
+        """A table holds what cannot be stored: go back, and ask each event from then on."""
+        log.error("a checkpoint cannot be made: %s; its events are looked at again", error)
+        self.checking = CAREFUL_EVENTS
+        self._steady.clear()
+        self._post(self._roll_back)
+
+    def check_writes(self) -> None:
+        """See whether what was written since the last checkpoint can be stored.
+
+        Raises:
+            EncodeError: It cannot.
+        """
+        for table in self.tables:
+            table.check()
 
     async def _wait_quiet(self) -> bool:
         """Hand out nothing until nothing is in work; False when a roll-back came first."""
@@ -650,6 +682,7 @@ class Engine:
     def _take_checkpoint(
         self,
     ) -> tuple[Checkpoint, list[tuple[Callback, RecordMetadata]], list[Waiter]]:
+        changes = [change for table in self.tables for change in self._changes_of(table)]
         self._dirty.clear()
         self._due.clear()
         self._since_checkpoint = 0
@@ -663,7 +696,7 @@ class Engine:
         committed = self._committed
         checkpoint = Checkpoint(
             outputs=_joined(outputs_of(outbox), letters),
-            changes=[change for table in self.tables for change in self._changes_of(table)],
+            changes=changes,
             positions={
                 key: position
                 for key, position in self.positions.items()

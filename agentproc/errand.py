@@ -46,6 +46,8 @@ class Errand:
 
     def leave(self) -> None:
         """A step is over: each key that it wrote goes to its partition."""
+        for table in self.engine.tables:
+            table.check()
         written = [table.flush() for table in self.engine.tables]
         if not any(written):
             return

@@ -13,9 +13,9 @@ last checkpoint (`pending`), being made durable (`flight`), committed (`base`).
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
-from streamd.codecs import ATOMS, Codec
+from streamd.codecs import Codec, type_name
 from streamd.context import current_scope
-from streamd.errors import TableError
+from streamd.errors import DecodeError, EncodeError, TableError
 
 
 class _Sentinel:
@@ -101,6 +101,7 @@ class Table(dict[Any, Any]):
     __slots__ = (
         "app", "name", "default", "partitions", "help", "key_type", "value_type",
         "key_codec", "value_codec", "group", "remote", "scattered", "_part", "_parts", "_place",
+        "_plain", "_plain_keys",
     )  # fmt: skip
 
     __hash__ = object.__hash__  # type: ignore[assignment]
@@ -131,6 +132,8 @@ class Table(dict[Any, Any]):
         self.group = ""  # worked out when the app is complete
         self.remote: Remote | None = None  # set where the table is foreign
         self.scattered = False  # a key was written in a partition that it does not hash to
+        self._plain = _plain_types(value_codec)  # classes whose values are kept as they are
+        self._plain_keys = _plain_types(key_codec)
         self._parts: dict[int, Part] = {}  # partition -> what this process holds of it
         self._part: Any = None  # whose events write now: a Part, a Spread, or nobody's
         self._place: Callable[[Any], int] = lambda key: 0  # key -> partition it hashes to
@@ -250,7 +253,16 @@ class Table(dict[Any, Any]):
     def hold(self, parts: dict[int, Part], place: Callable[[Any], int], checked: bool) -> None:
         """This process owns these partitions from now on."""
         self._parts, self._part, self._place = parts, None, place
-        self.__class__ = Checked if checked else Held
+        if checked:
+            self.__class__ = Checked
+        else:
+            self.__class__ = Held if self._has_plain_values() else HeldValues
+
+    def _has_plain_values(self) -> bool:
+        """True where the declaration says that values are numbers, texts and the like."""
+        if self.value_type is not None:
+            return self.value_type in self._plain
+        return self.default is not None and self.default in self._plain
 
     def look_elsewhere(self, remote: Remote, place: Callable[[Any], int]) -> None:
         """This process does not run the table's group: reads go to the owner."""
@@ -281,22 +293,88 @@ class Table(dict[Any, Any]):
         return True
 
     def snapshot(self) -> list[tuple[int, list[tuple[bytes, bytes | None]]]]:
-        """Start a checkpoint: (partition, changed rows), from now on in flight."""
+        """Start a checkpoint: (partition, changed rows), from now on in flight.
+
+        Raises:
+            EncodeError: A key or value cannot be stored; call `drop` then.
+        """
         self.flush()
-        encode_key, encode = self.key_codec.encode, self.value_codec.encode
         changes = []
         for partition, part in self._parts.items():
             if part.pending:
+                rows = self._rows(part.pending)
                 part.flight, part.pending = part.pending, {}
-                rows: list[tuple[bytes, bytes | None]] = [
-                    (encode_key(key), None if value is DELETED else encode(value))
-                    for key, value in part.flight.items()
-                ]
-                if not self.scattered and self._is_scattered(part, partition):
+                changes.append((partition, rows))
+        if not self.scattered:
+            for partition, rows in changes:
+                if self._is_scattered(self._parts[partition], partition):
                     self.scattered = True
                     rows.append((SCATTERED_MARK, b"1"))
-                changes.append((partition, rows))
+                    break
         return changes
+
+    def _rows(self, written: dict[Any, Any]) -> list[tuple[bytes, bytes | None]]:
+        """What was written as rows; values that are not plain are kept as their bytes."""
+        encode_key, encode = self.key_codec.encode, self.value_codec.encode
+        plain_keys, plain = self._plain_keys, self._plain
+        rows: list[tuple[bytes, bytes | None]] = []
+        key = value = None
+        try:
+            for key, value in written.items():
+                data = encode_key(key) if key.__class__ in plain_keys else self._key_bytes(key)
+                if value.__class__ in plain:
+                    rows.append((data, encode(value)))
+                elif value is DELETED:
+                    rows.append((data, None))
+                else:
+                    # The same bytes are read from now on: who has the value may change it.
+                    stored = written[key] = self._stored(value)
+                    rows.append((data, stored.data))
+        except EncodeError:
+            raise
+        except Exception as error:
+            raise self.value_codec.encode_error(value, error) from error
+        return rows
+
+    def check(self) -> None:
+        """See whether what was written since the last checkpoint can be stored.
+
+        Raises:
+            EncodeError: It cannot.
+        """
+        for written in (dict(dict.items(self)), *(p.pending for p in self._parts.values())):
+            self._rows(written)
+
+    def _key_bytes(self, key: Any) -> bytes:
+        """A key as bytes that give the key again."""
+        try:
+            data = self.key_codec.encode(key)
+        except Exception as error:
+            raise self.key_codec.encode_error(key, error) from error
+        if self.decode_key(data) != key:
+            raise EncodeError(
+                f"key {key!r} of table {self.name!r} would come back as "
+                f"{self.decode_key(data)!r} after a restart",
+                remedy=f"give the table key_type={type_name(key.__class__)}",
+            )
+        return data
+
+    def _stored(self, value: Any) -> Stored:
+        """A value as bytes that give a value again."""
+        if value.__class__ is Stored:
+            return value
+        try:
+            data = self.value_codec.encode(value)
+        except Exception as error:
+            raise self.value_codec.encode_error(value, error) from error
+        if self.value_type is not None and value.__class__ is not self.value_type:
+            try:
+                self.value_codec.decode(data)
+            except DecodeError as error:
+                raise EncodeError(
+                    f"table {self.name!r} takes {type_name(self.value_type)}, not {value!r}"
+                ) from error
+        return Stored(data)
 
     def _is_scattered(self, part: Part, partition: int) -> bool:
         """True where a key came into the partition that hashes to another one."""
@@ -306,7 +384,6 @@ class Table(dict[Any, Any]):
 
     def landed(self) -> None:
         """The checkpoint is durable: what was in flight is committed."""
-        encode = self.value_codec.encode
         for part in self._parts.values():
             if part.flight is None:
                 continue
@@ -315,14 +392,14 @@ class Table(dict[Any, Any]):
                 if value is DELETED:
                     base.pop(key, None)
                 else:
-                    base[key] = value if value.__class__ in ATOMS else Stored(encode(value))
+                    base[key] = value
             part.flight = None
 
     def drop(self) -> None:
         """Take back what no checkpoint holds."""
         dict.clear(self)
         for part in self._parts.values():
-            part.pending = {}
+            part.pending, part.flight = {}, None
 
     def load(self, rows: Sequence[tuple[bytes, bytes]]) -> dict[Any, Any]:
         """Stored rows as the base of a partition."""
@@ -331,8 +408,9 @@ class Table(dict[Any, Any]):
             rows = [row for row in rows if row[0] != SCATTERED_MARK]
         keys = map(_hashable, self.key_codec.decode_many([key for key, _ in rows]))
         values = self.value_codec.decode_many([value for _, value in rows])
+        plain = self._plain
         return {
-            key: value if value.__class__ in ATOMS else Stored(data)
+            key: value if value.__class__ in plain else Stored(data)
             for key, value, (_, data) in zip(keys, values, rows, strict=True)
         }
 
@@ -378,9 +456,9 @@ class Table(dict[Any, Any]):
 
     def _live(self, value: Any, key: Any) -> Any:
         """What user code gets for a value as it is kept."""
-        if value.__class__ in ATOMS:
+        if value.__class__ in self._plain:
             return value
-        if isinstance(value, Stored):
+        if value.__class__ is Stored:
             return self.value_codec.decode(value.data)
         if value is ABSENT or value is DELETED:
             if self.default is None:
@@ -388,7 +466,7 @@ class Table(dict[Any, Any]):
             return self.default()
         # Written since the last checkpoint: a copy, so that changing it without assigning
         # it does the same before a checkpoint as after one: nothing.
-        return self.value_codec.decode(self.value_codec.encode(value))
+        return self.value_codec.decode(self._stored(value).data)
 
 
 class Spread:
@@ -472,7 +550,7 @@ class Held(Table):
                 value = part.flight.get(key, ABSENT)
             if value is ABSENT:
                 value = part.base.get(key, ABSENT)
-        if value.__class__ in ATOMS:
+        if value.__class__ in self._plain:
             return value
         return self._live(value, key)
 
@@ -500,7 +578,7 @@ class Held(Table):
         value = self._current(key)
         if value is ABSENT or value is DELETED:
             return default
-        return value if value.__class__ in ATOMS else self._live(value, key)
+        return value if value.__class__ in self._plain else self._live(value, key)
 
     def __iter__(self) -> Iterator[Any]:
         self.flush()
@@ -520,6 +598,25 @@ class Held(Table):
             for part in list(self._parts.values())
             for key in part.keys()
         ]
+
+
+class HeldValues(Held):
+    """A held table whose values could be changed in place: only their bytes are kept.
+
+    So a change that is not assigned does the same at any time, nothing; and what cannot be
+    stored is an error where it is assigned.
+    """
+
+    __slots__ = ()
+
+    def __getitem__(self, key: Any) -> Any:
+        value = dict.__getitem__(self, key)
+        return self.value_codec.decode(value.data) if value.__class__ is Stored else value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if value.__class__ not in self._plain:
+            value = self._stored(value)
+        dict.__setitem__(self, key, value)
 
 
 class Foreign(Table):
@@ -572,7 +669,7 @@ class Foreign(Table):
         return 0
 
 
-class Checked(Held):
+class Checked(HeldValues):
     """A held table in a process that runs several groups: only its own group writes it."""
 
     __slots__ = ()
@@ -590,13 +687,13 @@ class Checked(Held):
 
     def __getitem__(self, key: Any) -> Any:
         if self._at_home():
-            return dict.__getitem__(self, key)
+            return HeldValues.__getitem__(self, key)
         return self._live(self._committed_here(key), key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not self._at_home():
             self._refuse()
-        dict.__setitem__(self, key, value)
+        HeldValues.__setitem__(self, key, value)
 
     def __delitem__(self, key: Any) -> None:
         if not self._at_home():
@@ -605,6 +702,19 @@ class Checked(Held):
 
     def _current(self, key: Any) -> Any:
         return Held._current(self, key) if self._at_home() else self._committed_here(key)
+
+
+def _plain_types(codec: Codec) -> frozenset[type]:
+    """The classes whose values cannot change, and come back from their bytes as they were."""
+    plain = set()
+    for value in (None, True, 1, 1.5, "text", b"bytes"):
+        try:
+            again = codec.decode(codec.encode(value))
+        except Exception:
+            continue  # not of the codec's type
+        if again == value and again.__class__ is value.__class__:
+            plain.add(value.__class__)
+    return frozenset(plain)
 
 
 def _hashable(key: Any) -> Any:

@@ -13,6 +13,7 @@ from streamd.context import (
     current_scope,
     no_scope,
 )
+from streamd.errors import EncodeError
 from streamd.partition import fast_partition_for
 
 HeadersArgument = Mapping[str, Any] | Sequence[tuple[str, Any]] | None
@@ -223,6 +224,11 @@ class Topic:
         if value_serializer is not None:
             value_codec = codec_for(value_serializer, None, default="json")
         data = None if key is None else _encoded(key_codec, key)
+        if partition is not None and not 0 <= partition < self.partition_count:
+            raise EncodeError(
+                f"topic {self.name!r} has the partitions 0 to {self.partition_count - 1}, "
+                f"not {partition!r}"
+            )
         if partition is None:
             scope = current_scope.get()
             if data is not None:
