@@ -224,6 +224,19 @@ class Table(dict[Any, Any]):
         for name, value in named.items():
             self[name] = value
 
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | dict(other)
+
+    def __ror__(self, other: Any) -> Any:
+        return dict(other) | self.copy()
+
+    def __reversed__(self) -> Iterator[Any]:
+        return reversed(list(self))
+
     def clear(self) -> None:
         """Remove every key that this process holds."""
         for key in list(self):
@@ -702,6 +715,14 @@ class Checked(HeldValues):
 
     def _current(self, key: Any) -> Any:
         return Held._current(self, key) if self._at_home() else self._committed_here(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._at_home():
+            return Held.__iter__(self)
+        return iter({key: None for part in self._parts.values() for key in part.base})
+
+    def items(self) -> Any:
+        return Held.items(self) if self._at_home() else [(key, self[key]) for key in self]
 
 
 def _plain_types(codec: Codec) -> frozenset[type]:
