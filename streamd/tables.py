@@ -235,7 +235,7 @@ class Table(dict[Any, Any]):
         return dict(other) | self.copy()
 
     def __reversed__(self) -> Iterator[Any]:
-        return reversed(list(self))
+        return iter(list(self)[::-1])
 
     def clear(self) -> None:
         """Remove every key that this process holds."""
