@@ -293,6 +293,8 @@ class Actor:
         self._earlier.clear()
         self.cut()
         self._let_go()
+        # Only these are progress: an event that is given up has done nothing.
+        self.engine.beats.settled(count)
         self.engine.settled(self, count)
 
     def event(self, index: int) -> Event:

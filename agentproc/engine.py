@@ -388,8 +388,7 @@ class Engine:
             self.callbacks += sent.callbacks
 
     def settled(self, actor: Actor, count: int) -> None:
-        """An actor settled events."""
-        self.beats.settled(count)
+        """An actor settled events, or one of its was given up."""
         self._statistics.events[actor.agent.name] += count
         self._since_checkpoint += count
         self._unsettled_failures = 0

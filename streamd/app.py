@@ -644,7 +644,7 @@ class App:
             if group.name in RESERVED:
                 raise AppError(
                     f"a group cannot be named {group.name!r}: a process of streamd is",
-                    remedy="rename the agent's function, or give it group= ",
+                    remedy="rename the agent's function, or give it a group= of another name",
                 )
 
     def _refuse_foreign_writes(self, who: str, group: str, used: Uses) -> None:

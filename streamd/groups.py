@@ -116,7 +116,7 @@ def _place_tables(
             raise AppError(
                 f"table {table.name!r} is written in {len(writing)} groups: "
                 + ", ".join(f"{name} (agent {agent})" for name, agent in writing.items()),
-                remedy="give these agents one group= , or send the changes to one of them",
+                remedy="give these agents the same group=, or send the changes to one of them",
             )
         candidates = set(writing) or naming
         if candidates:

@@ -94,6 +94,9 @@ def _cut(shown: traceback.TracebackException, *, keep_inner: bool, seen: set[int
         return
     seen.add(id(shown))
     own = [index for index, frame in enumerate(shown.stack) if is_user_frame(frame.filename)]
+    if not own and shown.exc_type is not None and issubclass(shown.exc_type, SyntaxError):
+        # It names the user's file and line by itself.
+        shown.stack = traceback.StackSummary.from_list([])
     if own:
         kept = [shown.stack[index] for index in own]
         if keep_inner:

@@ -547,6 +547,7 @@ class Fleet:
         suspects = self.suspects.setdefault(group, Suspects())
         parked = suspects.on_death(place, careful=plan.careful)
         if parked is not None:
+            child.budget.blame_event()
             self.note(
                 "ERROR",
                 f"{parked.agent}: {parked.topic}[{parked.partition}]@{parked.position} took "

@@ -233,7 +233,9 @@ class Master:
         self.logs.flush(1.0)
         trace = failure.traceback if isinstance(failure, ImportRefused) else ""
         self._progress.tell_error(failure, trace)
-        self._stop(f"the start failed: {failure}")
+        # In the foreground the error stands on the terminal already.
+        told = self._spec.foreground and self._spec.logfile is None
+        self._stop("the start failed" if told else f"the start failed: {failure}")
         self._begin(self._stop_cold(failure.exit_code), "stop cold")
 
     async def _start_all(self) -> None:

@@ -18,6 +18,7 @@ MAX_DELAY_S = 60.0
 FIRST_DELAY_S = 0.25
 DEATHS_TO_PARK = 3
 MAX_PARKED = 100
+PARKED_IN_ROW = 3
 
 # A run shorter than this has at best done again what the one before it had done.
 PROGRESS_MIN_S = 1.0
@@ -95,6 +96,7 @@ class Restarts:
 
     crashes: list[float] = field(default_factory=list)  # moments, since the last progress
     attempt: int = 0  # restarts since the last stable run
+    parked_in_row: int = 0  # events given up with no healthy one between them
 
     def decide(
         self, ending: Ending, *, now: float, uptime_s: float, settled: int, random: float
@@ -105,6 +107,8 @@ class Restarts:
             random: A number in [0, 1), for the jitter.
         """
         progressed = settled > 0 and uptime_s >= PROGRESS_MIN_S
+        if settled > 0:
+            self.parked_in_row = 0
         if progressed or uptime_s >= STABLE_S:
             self.attempt = 0
         if progressed:
@@ -128,6 +132,17 @@ class Restarts:
             return Decision(True, 0.0, "first restart")
         highest = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self.attempt, 30))
         return Decision(True, random * highest, f"try {self.attempt}")
+
+    def blame_event(self) -> None:
+        """The crashes were an event's fault, which is parked now.
+
+        Not for ever: where one event after the other takes the process down, they are not
+        to blame, and the dead letters are not the place for all of them.
+        """
+        self.parked_in_row += 1
+        if self.parked_in_row <= PARKED_IN_ROW:
+            self.crashes.clear()
+            self.attempt = 0
 
     def forgive(self) -> None:
         """Begin anew: a person asked for the process."""

@@ -162,6 +162,37 @@ def test_the_third_death_at_one_event_parks_it_and_the_first_is_the_unknown_one(
     assert suspects.parked == [parked]
 
 
+def test_a_parked_event_takes_its_crashes_with_it_but_not_one_after_the_other_for_ever() -> (
+    None
+):
+    restarts = Restarts()
+    restarted = []
+
+    for number in range(15):
+        if number % 3 == 2:
+            restarts.blame_event()
+        decision = restarts.decide(
+            Ending.CRASH, now=0.1 * number, uptime_s=0.05, settled=0, random=0.0
+        )
+        restarted.append(decision.restart)
+
+    # Three events in a row are parked; then five crashes are the end.
+    assert restarted.index(False) == 12
+
+
+def test_a_healthy_event_between_parked_ones_shows_that_they_are_to_blame() -> None:
+    restarts = Restarts()
+
+    for number in range(60):
+        if number % 3 == 2:
+            restarts.blame_event()
+        decision = restarts.decide(
+            Ending.CRASH, now=0.1 * number, uptime_s=0.05, settled=number % 3, random=0.0
+        )
+
+        assert decision.restart
+
+
 def test_deaths_at_different_events_park_none() -> None:
     suspects = Suspects()
     suspects.on_death(None, careful=False)
