@@ -53,9 +53,7 @@ PARTITIONS = 8
 
 
 def table(name: str = "word_counts", codec: str = "raw", type_name: str = "str") -> TableInfo:
-    return TableInfo(
-        name, "count_words", PARTITIONS, "Counts", codec, type_name, "str", "int"
-    )
+    return TableInfo(name, "count_words", PARTITIONS, "Counts", codec, type_name, "str", "int")
 
 
 def route(id: int, path: str, methods: list[str], **more: Any) -> RouteInfo:
