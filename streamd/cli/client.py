@@ -11,15 +11,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from streamd.agentproc.broker.client import LogClient, open_log
+from streamd.agentproc.broker.client import LogClient, locked, open_log
+from streamd.agentproc.broker.condition import refuse_network_folder
+from streamd.agentproc.broker.embedded import EmbeddedBroker
 from streamd.agentproc.lookup import RemoteTables
 from streamd.agentproc.replying import take_reply
 from streamd.agentproc.routing import place_of
 from streamd.agents import Replies
 from streamd.app import App
+from streamd.cli.target import living
 from streamd.config import broker_kind
 from streamd.context import Record, RecordMetadata
-from streamd.errors import ConfigError
+from streamd.errors import Busy, ConfigError
 from streamd.instance import Folder, folders, instance_name
 from streamd.wire import OutRecord
 
@@ -149,6 +152,8 @@ async def open_client(app: App) -> AsyncIterator[Client]:
     app.finalize()
     folder, datadir = _instance_of(app)
     _look_elsewhere(app, folder)
+    if living(folder) is None:
+        await _declare(app, datadir)
     tasks: set[asyncio.Task[None]] = set()
     async with open_log(folder, datadir) as log:
         client = Client(app, log)
@@ -165,6 +170,26 @@ async def open_client(app: App) -> AsyncIterator[Client]:
                 app.forget_replies()
                 for task in tasks:
                     task.cancel()
+
+
+async def _declare(app: App, datadir: Path) -> None:
+    """Make the app's topics as the app says, for no master did it yet.
+
+    A topic that is only sent to gets the default number of partitions, and the next start
+    would refuse it.
+    """
+    refuse_network_folder(datadir)
+    hello = app.hello("", alone=False)
+    try:
+        with locked(datadir):
+            broker = EmbeddedBroker(datadir, datadir)
+            try:
+                await broker.declare(hello.topics, hello.tables, hello.groups)
+            finally:
+                await broker.close()
+    except Busy:
+        # A master that starts just now declares them itself.
+        return
 
 
 def _instance_of(app: App) -> tuple[Folder, Path]:

@@ -85,7 +85,7 @@ def send(
 
     Prints where each one was placed, once it survives a loss of power.
     """
-    app, _ = import_app(given())
+    app, _ = import_app(given(), as_running=True)
     topic, agent = topic_of(app, entity)
     if wait and agent is None:
         raise UsageError("only an agent replies", remedy="@AGENT, or without --wait")
@@ -190,7 +190,7 @@ def consume(topic: str, start: str | int | float, limit: int | None) -> None:
 
 
 async def _consume(name: str, start: str | int | float, limit: int | None) -> None:
-    app, _ = import_app(given())
+    app, _ = import_app(given(), as_running=True)
     folder, datadir = target.folder_of(given()), app.settings.datadir
     assert datadir is not None
     key_codec, value_codec = _codecs(app, name)

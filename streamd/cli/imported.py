@@ -11,6 +11,7 @@ from streamd.cli import target
 from streamd.cli.options import Given
 from streamd.errors import NotRunning, StreamdError
 from streamd.finder import find_app, reference_to
+from streamd.instance import InstanceRecord
 from streamd.wire import Hello
 
 
@@ -19,22 +20,40 @@ def name_of(app: App) -> str:
     return reference_to(app)
 
 
-def import_app(given: Given) -> tuple[App, str]:
+def import_app(given: Given, *, as_running: bool = False) -> tuple[App, str]:
     """The app that is meant, configured, and where it was found. Runs the user's module.
+
+    Args:
+        as_running: Use the data directory of the running instance, whatever it was started
+            with: what is sent must come to where it is read.
 
     Raises:
         UsageError: No app is named.
         AppError: It cannot be imported or contradicts itself.
         ConfigError: A setting has a value that cannot be used.
     """
-    named = target.app_of(given)
+    record = _running_record(given)
+    named = target.named_app(given) or (record.app if record else target.app_of(given))
     if given.app_object is not None and named == name_of(given.app_object):
         app, origin = given.app_object, named
     else:
         found, origin = find_app(named, Path.cwd())
         app = cast(App, found)
-    app.configure(os.environ, target.settings_file(given), given.settings)
+    settings = dict(given.settings)
+    if as_running and record is not None and record.datadir:
+        settings.setdefault("datadir", record.datadir)
+    app.configure(os.environ, target.settings_file(given), settings)
     return app, origin
+
+
+def _running_record(given: Given) -> InstanceRecord | None:
+    """What the running instance that is meant wrote down; None: none runs."""
+    try:
+        folder = target.folder_of(given)
+    except StreamdError:
+        # None runs, or one of several: a command that imports can do without.
+        return None
+    return folder.read_record() if target.living(folder) else None
 
 
 async def hello_of(given: Given) -> tuple[Hello, bool]:

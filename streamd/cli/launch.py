@@ -25,12 +25,17 @@ from streamd.instance import (
     TREE_VARIABLE,
     Folder,
     StartSpec,
+    boot_id,
     identify,
     new_tree,
 )
+from streamd.supervisor import tree
 
 # How long an unknown holder of the lock is waited for before it counts as a survivor.
 UNKNOWN_HOLDER_S = 0.3
+
+# After so long without news it is said what is waited for.
+SILENCE_S = 5.0
 
 
 def _web_options() -> list[click.Parameter]:
@@ -237,18 +242,34 @@ def take_lock(folder: Folder, spec: StartSpec) -> int | Running:
         NotPermitted: What holds the lock cannot be ended.
     """
     began = time.monotonic()
-    while (lock := folder.try_lock()) is None:
-        if who := target.living(folder):
-            return Running(folder, who.pid)
-        # A probe holds the lock for a moment, and who has just taken it says so a little later.
-        if time.monotonic() - began > UNKNOWN_HOLDER_S:
+    while True:
+        lock = folder.try_lock()
+        if lock is not None and not has_leftovers(folder):
+            break
+        if lock is not None:
+            os.close(lock)
             end_survivors(folder)
-        time.sleep(0.01)
+        elif who := target.living(folder):
+            return Running(folder, who.pid)
+        elif time.monotonic() - began > UNKNOWN_HOLDER_S:
+            # Before that it may be a probe, or one who has just taken it and not yet said so.
+            end_survivors(folder)
+        else:
+            time.sleep(0.01)
     # What the last master wrote is not true any more, and would be taken for this one's.
     folder.record_path.unlink(missing_ok=True)
     folder.control_path.unlink(missing_ok=True)
     record_holder(lock, spec)
     return lock
+
+
+def has_leftovers(folder: Folder) -> bool:
+    """True if a process of the last tree lives, though none holds the lock: what a user's code
+    spawned and the kernel's end of guardian and master, at once, did not reach."""
+    holder = target.read_holder(folder)
+    if holder is None or holder.guardian.boot_id != boot_id():
+        return False
+    return bool(tree.find_tree(holder.tree, None, folder.lock_path))
 
 
 def end_survivors(folder: Folder) -> None:
@@ -366,8 +387,12 @@ class Progress:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         while True:
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise self._too_late(timeout_s)
+            left_s = deadline - time.monotonic()
+            if not poll.poll(max(0.0, min(left_s, SILENCE_S)) * 1000):
+                if left_s <= SILENCE_S:
+                    raise self._too_late(timeout_s)
+                self._note_waiting()
+                continue
             data = os.read(fd, 65536)
             if not data:
                 raise self._gone()
@@ -375,6 +400,12 @@ class Progress:
             for line in filter(None, lines):
                 if self._take(json.loads(line)):
                     return 0
+
+    def _note_waiting(self) -> None:
+        waiting = [
+            f"{name} ({state})" for name, state in self._shown.items() if state != "ready"
+        ]
+        output.note(f"  waiting for {', '.join(waiting) or 'the master'}")
 
     def _take(self, told: dict[str, Any]) -> bool:
         """Show one line; True when it is the last."""
@@ -394,6 +425,8 @@ class Progress:
         if self._json or self._shown.get(process) == state:
             return False
         self._shown[process] = state
+        if state == "starting":
+            return False
         after = f"{told['after_s']:.1f} s" if "after_s" in told else ""
         click.echo(
             f"  {process:<18}{output.colored(f'{state:<10}', state)}{after:>6}   "

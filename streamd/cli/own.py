@@ -90,7 +90,7 @@ def own_commands(options: Given) -> dict[str, click.Command]:
     Raises:
         StreamdError: It cannot be imported.
     """
-    app, _ = import_app(options)
+    app, _ = import_app(options, as_running=True)
     return {name: as_click(command) for name, command in app.commands.items()}
 
 
