@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 STRIDE_MAX = 1024
 STRIDE_LOW_S = 0.0005  # a stride that took less is doubled
 STRIDE_HIGH_S = 0.002  # one that took more is cut
+HELD_BACK_EVENTS = 8000  # of a partition, in work or settled behind one that is
 TURN_S = 0.005  # after so long without a suspension an agent lets the loop turn
 
 
@@ -116,7 +117,7 @@ class Run:
 
     def event(self, index: int, app: Any) -> Event:
         """One event with everything that is known of it."""
-        headers = dict(self.headers[index]) if self.headers is not None else {}
+        headers = self.headers[index] if self.headers is not None else ()
         message = Message(
             self.tp.topic,
             self.tp.partition,
@@ -124,8 +125,9 @@ class Run:
             self.timestamps[index],
             self.raw_keys[index],
             self.raw_values[index],
+            headers,
         )
-        return Event(app, self.keys()[index], self.values[index], headers, message)
+        return Event(app, self.keys()[index], self.values[index], dict(headers), message)
 
     def header(self, index: int, name: str) -> bytes | None:
         """One header of an event."""
@@ -199,6 +201,13 @@ class Feed:
                 await asyncio.wait((sleeper,), timeout=timeout_s)
         finally:
             self._sleepers.discard(sleeper)
+
+    def has_room(self, run: Run) -> bool:
+        """May its next event be handed out, by what is held back of its partition?"""
+        if self.agent.concurrency == 1 or self.engine.asks:
+            return True
+        window = self.window(run.tp)
+        return len(window) < HELD_BACK_EVENTS or run.positions[run.cursor] in window
 
     def window(self, tp: TP) -> Window[Sent]:
         """The events of a partition that are in work, with concurrency above 1."""
@@ -286,7 +295,9 @@ class Actor:
                     # What they sent goes with the last of them.
                     last = run is handed[-1][0] and index == handed[-1][2] - 1
                     sent = self._take_sent() if last else Sent(new_lanes(), [])
-                    self.engine.release(window.settle(run.positions[index], sent))
+                    if released := window.settle(run.positions[index], sent):
+                        self.engine.release(released)
+                        self.feed.wake()
                 positions[name, run.tp] = window.position
         if self.agent.concurrency == 1 and (self.lanes or self.callbacks):
             self.engine.release([self._take_sent()])
@@ -440,7 +451,7 @@ class Actor:
                 raise asyncio.CancelledError
             if engine.stopping:
                 raise StopAsyncIteration
-            if feed.runs and engine.gate_open(self):
+            if feed.runs and engine.gate_open(self) and feed.has_room(feed.runs[0]):
                 run = feed.runs[0]
                 trial = run.trials.get(run.cursor)
                 if trial is None:

@@ -138,7 +138,7 @@ class Engine:
         self._steady = asyncio.Event()  # no roll-back is under way
         self._steady.set()
         self._solo: Actor | None = None  # the only one that may get an event now
-        self._asks = 0  # of this group's code, waiting for a reply
+        self.asks = 0  # of this group's code, waiting for a reply
         self._running: set[Actor | Errand] = set()  # what is in work
         self._durable: list[Waiter] = []  # wait for the next checkpoint's end
         self._urgent = False  # somebody waits for power-safe durability
@@ -354,7 +354,7 @@ class Engine:
         Not while a checkpoint waits for what is in work, or another event is tried alone;
         unless something in work waits for a reply, which this event may be about to give.
         """
-        if self._asks and self._steady.is_set():
+        if self.asks and self._steady.is_set():
             return True
         if self._barrier or not self._steady.is_set():
             return False
@@ -362,7 +362,7 @@ class Engine:
 
     def asking(self, change: int) -> None:
         """An `ask` in this group begins (+1) or ends (-1) to wait."""
-        self._asks += change
+        self.asks += change
         self._wake_feeds()
 
     def started_work(self, worker: Actor | Errand) -> None:
@@ -419,7 +419,7 @@ class Engine:
         if not self._running and not waiting:
             self._due.set()  # idle: there is nothing to wait for
         # Its own events may lie behind those of an agent that is slow, or that asks it.
-        if not actor.feed.waiting and (waiting < MOST_WAITING_EVENTS or self._asks):
+        if not actor.feed.waiting and (waiting < MOST_WAITING_EVENTS or self.asks):
             self._room.set()
 
     def _wake_feeds(self) -> None:
@@ -589,7 +589,7 @@ class Engine:
         self.callbacks.clear()
         self._running.clear()
         self._quiet.set()
-        self._solo, self._asks = None, 0
+        self._solo, self.asks = None, 0
         self._entered = -1
         self._since_checkpoint = 0
         self.positions = dict(self._committed)

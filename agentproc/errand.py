@@ -84,6 +84,7 @@ class Errand:
 
     async def wait_durable(self) -> None:
         """See `streamd.context.Sending`; after a table write, the end of the code does it."""
+        self.leave()  # what it wrote in this very step counts
         if not self.whole:
             await self.engine.durable(self)
         elif not self._wrote:

@@ -30,6 +30,9 @@ class Window(Generic[T]):
     def __len__(self) -> int:
         return len(self._events)
 
+    def __contains__(self, position: int) -> bool:
+        return position in self._events
+
     @property
     def held_back(self) -> int:
         """How many settled events wait for an earlier one."""

@@ -174,8 +174,13 @@ class Agent:
         asked = [
             asyncio.ensure_future(self.ask(value, key=key, timeout=timeout)) for value in values
         ]
-        for reply in asyncio.as_completed(asked):
-            yield await reply
+        try:
+            for reply in asyncio.as_completed(asked):
+                yield await reply
+        finally:
+            for ask in asked:
+                ask.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     async def join(
         self, values: Iterable[Any], key: Any = None, timeout: float | None = None
@@ -206,6 +211,7 @@ class ReplyPromise:
         """The agent gave up."""
         if not self._future.done():
             self._future.set_exception(error)
+            self._future.exception()  # looked at: perhaps nobody awaits the promise
 
     async def wait(self, timeout_s: float | None = None) -> Any:
         """Wait for the reply; see `Agent.ask`."""
@@ -259,8 +265,8 @@ class Replies:
         return correlation_id in self._waiting
 
     def arrived(self, correlation_id: str, value: Any, error: str | None = None) -> None:
-        """A reply came; one that nobody waits for is dropped."""
-        if promise := self._waiting.get(correlation_id):
+        """A reply came, the first counts; one that nobody waits for is dropped."""
+        if promise := self._waiting.pop(correlation_id, None):
             if error is None:
                 promise.fulfil(value)
             else:

@@ -1,5 +1,6 @@
 """An event: one record as an agent sees it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from streamd.context import Sent
@@ -15,6 +16,7 @@ class Message(NamedTuple):
     timestamp: float  # unix seconds
     key: bytes | None
     value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()  # all of them, in order
 
 
 class Event:
@@ -45,7 +47,9 @@ class Event:
         self, channel: Any, *, headers: HeadersArgument = None, **record: Any
     ) -> Sent:
         """The same, with the bytes as they came where key and value are not replaced."""
-        plain: dict[str, Any] = {"headers": headers or self.headers}
+        came = self.message.headers
+        as_they_are = came if dict(came) == self.headers else self.headers
+        plain: dict[str, Any] = {"headers": headers or as_they_are}
         if "key" not in record:
             plain |= {"key": self.message.key, "key_serializer": "raw"}
         if "value" not in record:

@@ -262,7 +262,12 @@ def header_list(headers: HeadersArgument) -> list[tuple[str, bytes]]:
     if not headers:
         return []
     pairs = headers.items() if isinstance(headers, Mapping) else headers
-    return [
-        (name, value.encode() if isinstance(value, str) else bytes(value))
-        for name, value in pairs
-    ]
+    return [(name, _header_bytes(name, value)) for name, value in pairs]
+
+
+def _header_bytes(name: str, value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    raise EncodeError(f"header {name!r} has the value {value!r}: expected str or bytes")
