@@ -509,9 +509,9 @@ class Document(Message):
 
 
 ANY = (
-    Done | End | Refusal | Import | Hello | ImportFailed | Fork | Forked | ForkFailed | Ready | Owns
-    | Stats | Note | Draining | Failing | Owners | DumpTasks | PageRequest | PageReply | Moved
-    | Unavailable | Lookup | LookupText | Found | Missing | RouteKey | RoutedKey | Scan
+    Done | End | Refusal | Import | Hello | ImportFailed | Fork | Forked | ForkFailed | Ready
+    | Owns | Stats | Note | Draining | Failing | Owners | DumpTasks | PageRequest | PageReply
+    | Moved | Unavailable | Lookup | LookupText | Found | Missing | RouteKey | RoutedKey | Scan
     | Scanned | Append | Appended | LogTopics | LogTopicsReply | Declare | Fetch | Fetched
     | Site | Snapshot | Command | Document | LogState
 )  # fmt: skip

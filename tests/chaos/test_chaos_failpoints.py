@@ -4,6 +4,8 @@ Several failpoints are armed in one tree; each acts once in it, on whichever pro
 for the nth time. Those of the master end the tree, so each of them has one of its own.
 """
 
+from functools import partial
+
 import pytest
 from chaos_tree import Load, Tree, drain, eventually, instance, problems
 
@@ -37,7 +39,7 @@ def test_a_kill_at_each_step_of_a_process_leaves_everything_exact(round: int) ->
         with Load(made, seed=round) as load:
             for name in armed:
                 # What is passed only when a process starts is passed by the next one.
-                eventually(lambda name=name: made.fired(name), f"{name} acts", 30.0)
+                eventually(partial(made.fired, name), f"{name} acts", 30.0)
             settle(made, load)
         eventually(lambda: made.state() == "running", "all runs in the end", 30.0)
         drain(made)

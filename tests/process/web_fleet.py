@@ -392,12 +392,12 @@ def sample_snapshot(now: float | None = None) -> dict[str, Any]:
                     "partitions": 8, "help": "How often each word came"}],
         "history": [
             {"t": now - 120 + at, "behind": 1000 + (at * 37) % 700 + (at > 90) * 8 * at,
-             "rate": 150_000 + 9000 * ((at * 7919) % 13 - 6) / 6 - (80_000 if 88 < at < 95 else 0)}
+             "rate": 150_000 + 9000 * ((at * 7919) % 13 - 6) / 6 - 80_000 * (88 < at < 95)}
             for at in range(120)
         ],
         "events_log": [
             {"t": now - 300, "level": "INFO", "text": "count_words#2 is RUNNING after 0.03 s"},
-            {"t": now - 200, "level": "INFO", "text": "dead letter: proj-posts[3]@1042 (bad UTF-8)"},
+            {"t": now - 200, "level": "INFO", "text": "dead letter: proj-posts[3]@1042"},
             {"t": now - 12, "level": "WARNING", "text": "count_words#3 was killed by SIGKILL; "
              "next try in 4 s"},
         ],
