@@ -365,7 +365,9 @@ class App:
 
         return decorate
 
-    def command(self, *options: Any, daemon: bool = False, **unused: Any) -> Any:
+    def command(
+        self, *options: Any, daemon: bool = False, **unused: Any
+    ) -> Callable[[Function], Function]:
         """Make a command of the app's command line; options are click's."""
 
         def decorate(fun: Function) -> Function:
@@ -377,6 +379,7 @@ class App:
 
         if len(options) == 1 and inspect.iscoroutinefunction(options[0]):
             fun, options = options[0], ()
+            # Used without parentheses: this is the decorated function already.
             return decorate(fun)
         return decorate
 

@@ -334,7 +334,7 @@ def sample_snapshot(now: float | None = None) -> dict[str, Any]:
     since = now - 11_532
 
     def process(name: str, kind: str, **more: Any) -> dict[str, Any]:
-        fields = {
+        fields: dict[str, Any] = {
             "name": name, "kind": kind, "group": None, "pid": 4711, "state": "RUNNING",
             "since": since, "cpu_percent": 0.4, "rss_bytes": 38 * 2**20,
             "private_bytes": 9 * 2**20, "restarts": 0, "partitions": [], "last_exit": None,
