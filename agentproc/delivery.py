@@ -10,7 +10,7 @@ fast events cost next to nothing and a slow one stands alone.
 import asyncio
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -204,7 +204,7 @@ class Feed:
 
     def has_room(self, run: Run) -> bool:
         """May its next event be handed out, by what is held back of its partition?"""
-        if self.agent.concurrency == 1 or self.engine.asks:
+        if self.agent.concurrency == 1 or self.engine.asked[self.agent.name]:
             return True
         window = self.window(run.tp)
         return len(window) < HELD_BACK_EVENTS or run.positions[run.cursor] in window
@@ -232,6 +232,7 @@ class Actor:
         self.running = False  # has events that were handed out and are not settled
         self.alone = False  # the event in work is tried alone
         self.timed_out = False
+        self.asks: Counter[str] = Counter()  # agent -> asks that wait for a reply
         self.dismissed = False  # rolled back: what its code still does counts for nothing
         self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()  # its own, and those it started
         self.writes_to: int | None = None  # a partition; None: each key's hash's
@@ -399,10 +400,11 @@ class Actor:
         """See `streamd.context.Sending`."""
         self.callbacks.append((callback, metadata))
 
-    def asking(self, change: int) -> None:
+    def asking(self, agent: str, change: int) -> None:
         """An `ask` of this code begins or ends; see `Engine.gate_open`."""
         if not self.dismissed:
-            self.engine.asking(change)
+            self.asks[agent] += change
+            self.engine.asking(agent, change)
 
     # Inside.
 

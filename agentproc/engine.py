@@ -14,7 +14,7 @@ import inspect
 import logging
 import time
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import aclosing
 from contextvars import copy_context
@@ -36,7 +36,7 @@ from streamd.agentproc.errand import Errand
 from streamd.agentproc.outbox import new_lanes, outputs_of
 from streamd.agentproc.replying import refuse, reply, text_of
 from streamd.agentproc.routing import place_of
-from streamd.agents import CORRELATION_ID, REPLY_TO, Agent
+from streamd.agents import CORRELATION_ID, REPLY_TO, Agent, AgentFailed
 from streamd.app import App
 from streamd.context import Callback, Lanes, Record, RecordMetadata, current_scope
 from streamd.errors import BrokerError, DecodeError, EncodeError, Fenced, StreamdError
@@ -55,6 +55,7 @@ CAREFUL_EVENTS = 20_000  # more than were in work when a process died
 RETRY_MAX_S = 5.0
 IDLE_RESTART_S = 1.0
 CANCEL_AGAIN_S = 1.0
+ASK_PATIENCE_S = 0.5  # then an ask of another group may need any agent of this one
 
 
 Waiter = tuple[
@@ -138,8 +139,8 @@ class Engine:
         self._steady = asyncio.Event()  # no roll-back is under way
         self._steady.set()
         self._solo: Actor | None = None  # the only one that may get an event now
-        self.asks = 0  # of this group's code, waiting for a reply
-        self._running: set[Actor | Errand] = set()  # what is in work
+        self.asked: Counter[str] = Counter()  # agent -> asks by this group's code that wait
+        self.working: set[Actor | Errand] = set()  # what is in work
         self._durable: list[Waiter] = []  # wait for the next checkpoint's end
         self._urgent = False  # somebody waits for power-safe durability
         self._since_checkpoint = 0  # events settled
@@ -161,7 +162,7 @@ class Engine:
         self._start_actors()
         self.ready.set()
         try:
-            while not (self.stopping and not self._actors and not self._running):
+            while not (self.stopping and not self._actors and not self.working):
                 await (await self._mail.get())()
             await self._finish()
         finally:
@@ -175,7 +176,7 @@ class Engine:
         self.stopping = True
         if self._reading is not None:
             self._reading.cancel()
-        for worker in self._running:
+        for worker in self.working:
             worker.cut()
         self._wake_feeds()
         self._post(self._nothing)
@@ -352,31 +353,44 @@ class Engine:
         """May this actor get an event now?
 
         Not while a checkpoint waits for what is in work, or another event is tried alone;
-        unless something in work waits for a reply, which this event may be about to give.
+        unless something in work waits for a reply that this event may be about to give.
         """
-        if self.asks and self._steady.is_set():
+        if not self._steady.is_set():
+            return False
+        if self.asked[actor.agent.name]:
             return True
-        if self._barrier or not self._steady.is_set():
+        if self.asked.total() and self._patience_is_over():
+            # Perhaps the agent that was asked, in another group, asks this one.
+            return not any(
+                isinstance(other, Actor) and other.asks.total() and other.feed is actor.feed
+                for other in self.working
+            )
+        if self._barrier:
             return False
         return self._solo is None or self._solo is actor
 
-    def asking(self, change: int) -> None:
-        """An `ask` in this group begins (+1) or ends (-1) to wait."""
-        self.asks += change
+    def _patience_is_over(self) -> bool:
+        return any(time.monotonic() - other.since > ASK_PATIENCE_S for other in self.working)
+
+    def asking(self, agent: str, change: int) -> None:
+        """An `ask` of an agent, by this group's code, begins (+1) or ends (-1) to wait."""
+        self.asked[agent] += change
         self._wake_feeds()
+        if change > 0:
+            asyncio.get_running_loop().call_later(ASK_PATIENCE_S, self._wake_feeds)
 
     def started_work(self, worker: Actor | Errand) -> None:
         """An actor got events, or an errand wrote."""
-        self._running.add(worker)
+        self.working.add(worker)
         self._quiet.clear()
-        self.beats.in_work(self.group, len(self._running), worker.since)
+        self.beats.in_work(self.group, len(self.working), worker.since)
 
     def stopped_work(self, worker: Actor | Errand) -> None:
         """An actor has no events in hand any more, or an errand is over."""
-        self._running.discard(worker)
-        oldest_at = min((other.since for other in self._running), default=0.0)
-        self.beats.in_work(self.group, len(self._running), oldest_at)
-        if not self._running:
+        self.working.discard(worker)
+        oldest_at = min((other.since for other in self.working), default=0.0)
+        self.beats.in_work(self.group, len(self.working), oldest_at)
+        if not self.working:
             self._quiet.set()
             if self.stopping:
                 self._post(self._nothing)
@@ -402,7 +416,8 @@ class Engine:
             self._forget_trials(actor.agent.name)
         if actor.alone:
             actor.alone = False
-            self._solo = None
+            if self._solo is actor:
+                self._solo = None
             self._wake_feeds()
             self._due.set()
         if self._since_checkpoint >= self.app.settings.checkpoint_events:
@@ -416,10 +431,10 @@ class Engine:
     def parked(self, actor: Actor) -> None:
         """An actor waits for events."""
         waiting = sum(feed.waiting for feed in self._feeds)
-        if not self._running and not waiting:
+        if not self.working and not waiting:
             self._due.set()  # idle: there is nothing to wait for
         # Its own events may lie behind those of an agent that is slow, or that asks it.
-        if not actor.feed.waiting and (waiting < MOST_WAITING_EVENTS or self.asks):
+        if not actor.feed.waiting and (waiting < MOST_WAITING_EVENTS or self.asked.total()):
             self._room.set()
 
     def _wake_feeds(self) -> None:
@@ -446,6 +461,8 @@ class Engine:
         if trial.refused is not None:
             self._give_up(actor, run, trial)
             return False
+        if self.asked[actor.agent.name]:
+            return True  # who is in work waits for this very agent: nobody can be alone
         if self._solo not in (None, actor):
             self.parked(actor)
             await actor.feed.wait_change()
@@ -511,6 +528,12 @@ class Engine:
             error = TimeoutError(f"it took longer than {actor.agent.timeout_s:g} s")
         for run, i in events:
             self._judge(actor.agent, run, i, error)
+        for other in self._actors.values():
+            if other.asks[actor.agent.name]:
+                # Its next try asks anew: without an end to its tries there would be none.
+                failed = AgentFailed(f"agent {actor.agent.name!r}, which it asked, failed")
+                for run, i in other.failed_events():
+                    self._judge(other.agent, run, i, failed)
         await self._roll_back(actor)
 
     def _judge(self, agent: Agent, run: Run, index: int, error: BaseException) -> None:
@@ -564,7 +587,7 @@ class Engine:
         for actor in actors.values():
             actor.abandon()
         lost = [errand for errand in self.errands if errand.roll_back()]
-        self._running.difference_update(lost)
+        self.working.difference_update(lost)
         await _end([*actors, *([self._reading] if self._reading is not None else [])])
         # What their code started ends with it, also where that was only now.
         scopes: list[Actor | Errand] = [*failed, *actors.values(), *lost]
@@ -587,9 +610,10 @@ class Engine:
         self.outbox.clear()
         self.letters.clear()
         self.callbacks.clear()
-        self._running.clear()
+        self.working.clear()
         self._quiet.set()
-        self._solo, self.asks = None, 0
+        self._solo = None
+        self.asked.clear()
         self._entered = -1
         self._since_checkpoint = 0
         self.positions = dict(self._committed)
@@ -629,7 +653,7 @@ class Engine:
         5. Fold what was committed into the tables, and tell who waits.
         """
         async with self._commit_lock:
-            for worker in self._running:
+            for worker in self.working:
                 worker.cut()
             if self.tables and not await self._wait_quiet():
                 return
@@ -794,7 +818,7 @@ class Engine:
             result = await self._outcome(errand)
             if whole:
                 self.outbox.append(errand.take_lanes())
-                self.stopped_work(errand)
+                errand.over()
             if errand.left_something:
                 await self.durable(errand)
             return result
@@ -812,13 +836,14 @@ class Engine:
                 raise RolledBack()
             return result
         except BaseException as error:
+            rolled_back = errand.rolled_back
             errand.task.cancel()
-            if errand in self._running:
+            if errand in self.working:
                 gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._post(partial(self._roll_back_then, gone))
                 await gone
             ended = not isinstance(error, asyncio.CancelledError) or errand.task.cancelled()
-            if errand.rolled_back and ended:
+            if rolled_back and ended:
                 raise RolledBack() from None
             raise
 
@@ -831,7 +856,7 @@ class Engine:
         """An errand sent something."""
         if not self._dirty.is_set():
             self._dirty.set()
-            if not self._running:
+            if not self.working:
                 self._due.set()
 
     def is_full(self) -> bool:
@@ -861,7 +886,7 @@ class Engine:
 
     def busy_with(self) -> list[str]:
         """What is in work, the longest first."""
-        running = sorted(self._running, key=lambda worker: worker.since)
+        running = sorted(self.working, key=lambda worker: worker.since)
         return [worker.describe() for worker in running]
 
 

@@ -8,6 +8,7 @@ checkpoint.
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -37,6 +38,7 @@ class Errand:
         self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()  # its own, and those it started
         self._callbacks: list[tuple[Callback, RecordMetadata]] = []
         self._wrote = False  # to a table
+        self._asked: Counter[str] = Counter()  # agent -> asks that wait for a reply
         self._turn = 0
         self._room = asyncio.Event()
 
@@ -56,6 +58,8 @@ class Errand:
             self.engine.sending()
         elif first:
             self.engine.started_work(self)
+            for agent, count in self._asked.items():
+                self.engine.asking(agent, count)
 
     def engine_name(self) -> str:
         """See `streamd.context.Sending`."""
@@ -100,10 +104,18 @@ class Errand:
         """See `streamd.context.Sending`."""
         self._callbacks.append((callback, metadata))
 
-    def asking(self, change: int) -> None:
-        """An `ask` of this code begins or ends; see `Engine.gate_open`."""
-        if self._wrote:
-            self.engine.asking(change)
+    def asking(self, agent: str, change: int) -> None:
+        """An `ask` of this code begins or ends; once it wrote, see `Engine.gate_open`."""
+        self._asked[agent] += change
+        if self in self.engine.working:
+            self.engine.asking(agent, change)
+
+    def over(self) -> None:
+        """The code has returned; what it started and left behind is in nobody's way."""
+        if self in self.engine.working:
+            for agent, count in self._asked.items():
+                self.engine.asking(agent, -count)
+            self.engine.stopped_work(self)
 
     def cut(self) -> None:
         """A checkpoint waits; there is nothing more that would be handed out to this code."""

@@ -12,7 +12,7 @@ import msgspec
 from streamd.agentproc.broker import TP, Broker, Checkpoint, Subscription
 from streamd.agents import Agent, Replies
 from streamd.app import App
-from streamd.context import Lanes
+from streamd.context import Lanes, Record
 from streamd.topics import Topic
 
 if TYPE_CHECKING:
@@ -46,7 +46,13 @@ async def reply(app: App, actor: "Actor", value: Any) -> None:
         # The asker is in this process and may be in this group, whose checkpoint waits for it.
         expected.arrived(correlation_id, value)
         return
-    _send(actor.lanes, text_of(reply_to), ReqRepResponse(None, value, correlation_id))
+    response = ReqRepResponse(None, value, correlation_id)
+    if actor.has_tables and actor.engine.asked.total():
+        # The checkpoint waits for who asks, who may wait, over another group, for this reply.
+        now = Record(0, None, _encode(response), None, [])
+        await actor.engine.send_now(text_of(reply_to), now)
+    else:
+        _send(actor.lanes, text_of(reply_to), response)
 
 
 def text_of(header: bytes) -> str:

@@ -217,7 +217,7 @@ class ReplyPromise:
         """Wait for the reply; see `Agent.ask`."""
         scope = current_scope.get()
         if scope is not None:
-            scope.asking(+1)
+            scope.asking(self._agent.name, +1)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._future
@@ -229,7 +229,7 @@ class ReplyPromise:
         finally:
             self._replies.forget(self)
             if scope is not None:
-                scope.asking(-1)
+                scope.asking(self._agent.name, -1)
 
     def __await__(self) -> Any:
         return self.wait(None).__await__()

@@ -12,6 +12,7 @@ app, as in `streamd worker`.
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -40,7 +41,9 @@ WITHIN_S = 20.0
 def app_of(**settings: Any) -> App:
     """An app for a flow test: few partitions, short pauses."""
     quick = {"topic_partitions": 4, "retry_backoff": 0.005, "checkpoint_interval": 0.01}
-    return App("flow", broker="memory://", **{**quick, **settings})
+    app = App("flow", broker="memory://", **{**quick, **settings})
+    app.module = app.package = sys._getframe(1).f_globals["__name__"]
+    return app
 
 
 def flow_test(test: Callable[[], Coroutine[Any, Any, None]]) -> None:

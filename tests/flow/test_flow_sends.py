@@ -169,7 +169,8 @@ def test_headers_that_are_no_text_fail_the_send_and_leave_no_record() -> None:
         @app.agent(value_type=str)
         async def work(stream: Any) -> None:
             async for word in stream:
-                for headers in ({"n": 5}, {"n": None}, [("n",)]):
+                refused: list[Any] = [{"n": 5}, {"n": None}, [("n",)]]
+                for headers in refused:
                     try:
                         await out.send(value=word, headers=headers)
                     except Exception:
