@@ -684,15 +684,17 @@ class App:
                 table.partitions = wanted or table.partitions or 1
 
     def _warn_of_shared_globals(self, uses: Mapping[str, Uses]) -> None:
-        users: dict[str, dict[str, str]] = {}  # global -> group -> agent
+        users: dict[int, dict[str, str]] = {}  # id of a global -> group -> agent
+        names: dict[int, str] = {}
         for name, used in uses.items():
-            for shared in used.shared.values():
+            for shared, called in used.shared.items():
                 users.setdefault(shared, {}).setdefault(self.agents[name].group, name)
+                names.setdefault(shared, called)
         for shared, groups in users.items():
             if len(groups) > 1:
                 self.warnings.append(
-                    f"agents {', '.join(sorted(groups.values()))} use the global {shared}, "
-                    "but run in different processes, which share no globals; "
+                    f"agents {', '.join(sorted(groups.values()))} use the global "
+                    f"{names[shared]}, but run in different processes, which share no globals; "
                     "keep it in a table, or give them one group="
                 )
 

@@ -74,6 +74,7 @@ def home_of(used: Uses) -> str:
 def _merge(agents: Sequence[Agent], uses: Mapping[str, Uses]) -> dict[str, str]:
     """Agent name -> group name."""
     leader = {agent.name: agent.name for agent in agents}
+    order = list(leader)
 
     def find(name: str) -> str:
         while leader[name] != name:
@@ -89,7 +90,8 @@ def _merge(agents: Sequence[Agent], uses: Mapping[str, Uses]) -> dict[str, str]:
         for tie in ties:
             if (other := first_with.setdefault(tie, agent.name)) != agent.name:
                 # The earlier agent leads: a group is named by its first agent.
-                leader[find(agent.name)] = find(other)
+                first, second = sorted((find(agent.name), find(other)), key=order.index)
+                leader[second] = first
     by_name = {agent.name: agent for agent in agents}
     return {
         agent.name: agent.group_wanted

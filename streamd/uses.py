@@ -6,10 +6,12 @@ or an attribute of an object) is not seen; `group=` says what cannot be seen.
 """
 
 import ast
+import dis
 import inspect
+import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +20,10 @@ from streamd.tables import Table
 from streamd.topics import Topic
 
 MUTABLE = (list, dict, set, bytearray)
-WRITING_METHODS = {"update", "pop", "popitem", "setdefault", "clear"}
+WRITING_METHODS = {
+    "update", "pop", "popitem", "setdefault", "clear",
+    "__setitem__", "__delitem__", "__ior__",
+}  # fmt: skip
 
 
 @dataclass
@@ -47,7 +52,7 @@ def uses_of(target: Any, package: str) -> Uses:
             continue
         seen.add(id(fun))
         written = _written_names(fun)
-        for name, value in _named(fun):
+        for name, value, module in _named(fun):
             if isinstance(value, Table):
                 uses.tables[value.name] = value
                 if name in written:
@@ -57,23 +62,30 @@ def uses_of(target: Any, package: str) -> Uses:
             elif isinstance(value, Topic):
                 uses.topics[value.name] = value
             elif isinstance(value, MUTABLE):
-                uses.shared[id(value)] = f"{fun.__module__}.{name}"
+                if module.partition(".")[0] == package:
+                    uses.shared[id(value)] = f"{module}.{name}"
             elif _is_of(value, package):
                 stack.extend(_functions(value))
     return uses
 
 
 def _functions(target: Any) -> Iterator[types.FunctionType]:
-    target = inspect.unwrap(target) if callable(target) else target
-    if isinstance(target, types.MethodType):
-        target = target.__func__
-    if isinstance(target, types.FunctionType):
+    if isinstance(target, type):
+        # Those of a base of another package name nothing of the app's.
+        for kind in target.__mro__:
+            for member in vars(kind).values():
+                for name in ("__func__", "fget", "fset", "fdel", "func"):
+                    yield from _wrapped(getattr(member, name, None))
+                yield from _wrapped(member)
+    else:
+        yield from _wrapped(getattr(target, "__func__", target))
+
+
+def _wrapped(target: Any) -> Iterator[types.FunctionType]:
+    """A function, and those that it wraps."""
+    while isinstance(target, types.FunctionType):
         yield target
-    elif isinstance(target, type):
-        for member in vars(target).values():
-            member = getattr(member, "__func__", member)
-            if isinstance(member, types.FunctionType):
-                yield member
+        target = getattr(target, "__wrapped__", None)
 
 
 def _is_of(value: Any, package: str) -> bool:
@@ -90,34 +102,70 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
-def _named(fun: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """(name, value) of each global, closure variable and module attribute that is named."""
-    names = {name for code in _codes(fun.__code__) for name in code.co_names}
-    for name in sorted(names):
-        value = fun.__globals__.get(name)
-        if isinstance(value, types.ModuleType):
-            for attribute in sorted(names & set(vars(value))):
-                yield attribute, vars(value)[attribute]
-        elif value is not None:
-            yield name, value
+def _named(fun: types.FunctionType) -> Iterator[tuple[str, Any, str]]:
+    """(name, value, module) of each global, closure variable, attribute of a module or class,
+    import and default that is named."""
+    here = fun.__module__
+    yield from ((name, value, here) for name, value in _defaults(fun))
+    enclosed = dict(_closure(fun))
+    for code in _codes(fun.__code__):
+        owner: Any = None  # what was loaded last: the next attribute is of it
+        for step in dis.get_instructions(code):
+            name, module = step.argval, here
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                owner = fun.__globals__.get(name)
+            elif "DEREF" in step.opname and step.opname.startswith("LOAD"):
+                owner = enclosed.get(name)
+            elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                module = getattr(owner, "__name__", "")
+                owner = _attribute(owner, name)
+            elif step.opname == "IMPORT_NAME":
+                owner = sys.modules.get(name)
+                continue
+            elif step.opname == "IMPORT_FROM":
+                module = getattr(owner, "__name__", "")
+                yield name, _attribute(owner, name), module
+                continue
+            else:
+                owner = None
+            if owner is not None:
+                yield name, owner, module
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    # Of what else has attributes, reading one may run code.
+    return vars(owner).get(name) if isinstance(owner, types.ModuleType | type) else None
+
+
+def _closure(fun: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(fun.__code__.co_freevars, fun.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
         except ValueError:  # a variable that is not set yet
             continue
-    for default in fun.__defaults__ or ():
-        yield "", default
 
 
-def _written_names(fun: Callable[..., Any]) -> set[str]:
-    """Names `t` for which the source has `t[...] = `, `del t[...]` or `t.update(...)`."""
+def _defaults(fun: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    code, defaults = fun.__code__, fun.__defaults__ or ()
+    yield from zip(code.co_varnames[code.co_argcount - len(defaults) :], defaults, strict=False)
+    yield from (fun.__kwdefaults__ or {}).items()
+
+
+def _written_names(fun: types.FunctionType) -> set[str]:
+    """Names `t` for which the source has `t[...] = `, `del t[...]`, `t.update(...)`, `t |= `,
+    or one of these for what was assigned from `t`."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(fun)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(fun.__code__)))
     except (OSError, TypeError, SyntaxError, IndentationError):
         return set()  # no source to read: a write is found when it happens
     written: set[str] = set()
+    aliases: list[tuple[str, str]] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)):
+        if isinstance(node, ast.Assign):
+            aliases += [(_last_name(to), _last_name(node.value)) for to in node.targets]
+        if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.BitOr):
+            written.add(_last_name(node.target))
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)):
             written.add(_last_name(node.value))
         elif (
             isinstance(node, ast.Call)
@@ -125,7 +173,8 @@ def _written_names(fun: Callable[..., Any]) -> set[str]:
             and node.func.attr in WRITING_METHODS
         ):
             written.add(_last_name(node.func.value))
-    return written
+    written |= {origin for alias, origin in aliases if alias in written}
+    return written - {""}
 
 
 def _last_name(node: ast.expr) -> str:
