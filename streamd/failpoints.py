@@ -14,6 +14,7 @@ place costs one comparison.
 
 import os
 import signal
+import threading
 
 from streamd.errors import ConfigError, StreamdError
 from streamd.instance import TREE_VARIABLE, runtime_root
@@ -109,7 +110,9 @@ def _act(armed: _Armed) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this thread: one sent to the process may stop another thread first, and this
+            # one would go on for a moment.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         case "exit":
             os._exit(70)
         case "raise":
