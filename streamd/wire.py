@@ -55,6 +55,8 @@ class TopicInfo(Message):
     retention_s: float | None
     key_type: str
     value_type: str
+    key_codec: str = ""
+    value_codec: str = ""
 
 
 class AgentInfo(Message):
@@ -84,6 +86,8 @@ class TableInfo(Message):
     route_type: str
     key_type: str
     value_type: str
+    key_codec: str = ""
+    value_codec: str = ""
 
 
 class TimerInfo(Message):
@@ -127,6 +131,7 @@ class GroupInfo(Message):
     tables: list[str]
     processes: int
     why: str  # one line: why these belong together
+    auto: bool = False  # their number follows how far it is behind; `processes` is the least
 
 
 class SettingInfo(Message):
@@ -208,6 +213,7 @@ class Plan(Message):
     parked: list[Suspect]  # events that go to the dead letters unseen
     leader: bool  # timers with on_leader run here
     alone: bool  # all groups of the app are in this process
+    canary: bool = False  # open the stores, say Ready, take nothing, end with 0
 
 
 class Fork(Message):
