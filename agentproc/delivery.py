@@ -96,6 +96,11 @@ class Run:
         part._keys = None if self._keys is None else self._keys[start:end]
         return part
 
+    def is_due(self, now: float) -> bool:
+        """May the next event be handed out now, as far as its own trial goes?"""
+        trial = self.trials.get(self.cursor)
+        return trial is None or trial.refused is not None or trial.not_before <= now
+
     def next_stop(self, index: int) -> int:
         """The first event from `index` on that is handed out alone; the run's end without."""
         at = bisect_left(self._stops, index)
@@ -177,6 +182,21 @@ class Feed:
         run.cursor = start
         if not self.runs or self.runs[0] is not run:
             self.runs.appendleft(run)
+
+    def put_behind(self, tp: TP) -> bool:
+        """Let other partitions go first while the next event of this one rests.
+
+        False: none of them has an event whose time has come.
+        """
+        now = time.monotonic()
+        firsts: dict[TP, Run] = {}
+        for run in self.runs:
+            firsts.setdefault(run.tp, run)
+        if not any(run.is_due(now) for other, run in firsts.items() if other != tp):
+            return False
+        resting = [run for run in self.runs if run.tp == tp]
+        self.runs = deque([*(run for run in self.runs if run.tp != tp), *resting])
+        return True
 
     def clear(self) -> None:
         """Forget what was read and not settled."""

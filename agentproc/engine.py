@@ -469,6 +469,8 @@ class Engine:
             return False
         wait_s = trial.not_before - time.monotonic()
         if wait_s > 0:
+            if actor.feed.put_behind(run.tp):
+                return False
             self.parked(actor)
             await actor.feed.wait_change(wait_s)
             return False

@@ -18,6 +18,8 @@ from streamd.context import Buffered, Callback, Lanes, Record, RecordMetadata
 if TYPE_CHECKING:
     from streamd.agentproc.engine import Engine
 
+TURN_SENDS = 1000  # after so many the loop has its turn
+
 
 class Errand:
     """One run of such code."""
@@ -40,6 +42,7 @@ class Errand:
         self._wrote = False  # to a table
         self._asked: Counter[str] = Counter()  # agent -> asks that wait for a reply
         self._turn = 0
+        self._sends = 0  # sends so far
         self._room = asyncio.Event()
 
     def enter(self) -> None:
@@ -79,6 +82,9 @@ class Errand:
 
     async def wait_room(self) -> None:
         """See `streamd.context.Sending`; what counts as one event never waits."""
+        self._sends += 1
+        if self._sends % TURN_SENDS == 0:
+            await asyncio.sleep(0)
         if self.whole:
             return
         self.waiting += 1

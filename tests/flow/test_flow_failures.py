@@ -142,6 +142,39 @@ def test_retries_wait_longer_and_longer() -> None:
     flow_test(test)
 
 
+def test_other_partitions_go_on_while_an_event_waits_for_its_next_try() -> None:
+    def build() -> App:
+        app = app_of(topic_partitions=3, retry_backoff=1.0)
+        out = app.topic("out", value_type=str, partitions=1)
+        tries: list[int] = []
+
+        @app.agent(value_type=str)
+        async def work(stream: Any) -> None:
+            async for word in stream:
+                await out.send(value=word)
+                if word == "bad":
+                    tries.append(1)
+                    if len(tries) < 2:
+                        raise RuntimeError
+
+        return app
+
+    async def test() -> None:
+        async with running(build) as flow:
+            await flow.send("work", "bad", partition=0)
+            await flow.send("work", "after", partition=0)
+            for n in range(20):
+                await flow.send("work", f"w{n}", partition=1 + n % 2)
+            await eventually(lambda: len(flow.values("out")) == 20, 0.8)
+            assert "after" not in flow.values("out")
+            await flow.settled()
+            out = flow.values("out")
+            assert out.index("bad") < out.index("after")
+            assert len(out) == 22
+
+    flow_test(test)
+
+
 def test_other_agents_of_the_group_lose_nothing_to_a_roll_back() -> None:
     def build() -> App:
         app = app_of(topic_partitions=2)
