@@ -36,6 +36,7 @@ class Answers:
         tables: CommittedTables,
     ) -> None:
         self._app = app
+        self._pages = {page.id: page for page in app.pages}
         self._engines = engines  # by group
         self._generations = generations  # by group; None while it recovers
         self._tables = tables
@@ -61,10 +62,10 @@ class Answers:
         return self._tables.answer(message)
 
     async def _page(self, request: PageRequest) -> Message:
-        page = self._app.pages[request.route]
-        engine = self._engines.get(page.group)
-        if engine is None:
-            return Moved(0)
+        page = self._pages.get(request.route)
+        engine = self._engines.get(page.group) if page is not None else None
+        if page is None or engine is None:
+            return Moved(0)  # before or after a reload the page is elsewhere, or is none
         generation = self._generations[page.group]
         if generation is None or self._stopping:
             return Unavailable("stopping" if self._stopping else "recovering", RETRY_AFTER_S)

@@ -15,6 +15,7 @@ REPLY_TO = "Faust-Ag-ReplyTo"
 CORRELATION_ID = "Faust-Ag-CorrelationId"
 
 ON_ERROR = ("retry", "stop", "skip")
+AUTO = "auto"
 
 Sink = Any  # a function, an async function, a topic or an agent
 
@@ -30,7 +31,8 @@ class Agent:
         channel: The topic to read; None: one of its own, `{app id}-{agent name}`.
         concurrency: Events worked on at the same time in each process; above 1 the order of a
             partition's events is lost.
-        processes: Processes that share the partitions.
+        processes: Processes that share the partitions; "auto": their number follows how far
+            behind they are.
         on_error: What becomes of an event whose try raised. "retry": tried again with back-off,
             then dead-lettered; "stop": the group stops; "skip": it is dropped with a log line.
         retries: Tries after the first one, before an event is dead-lettered.
@@ -47,15 +49,17 @@ class Agent:
         concurrency: int,
         sink: Iterable[Sink],
         group: str | None,
-        processes: int,
+        processes: int | str,
         on_error: str | None,
         retries: int | None,
         timeout: float | None,
     ) -> None:
-        if concurrency < 1 or processes < 1:
+        auto = processes == AUTO
+        least = 1 if auto else processes
+        if concurrency < 1 or not isinstance(least, int) or least < 1:
             raise AppError(
                 f"agent {name!r} has concurrency={concurrency!r} and processes={processes!r}: "
-                "both are 1 or more"
+                f"both are 1 or more, or processes={AUTO!r}"
             )
         if on_error is not None and on_error not in ON_ERROR:
             raise AppError(
@@ -70,7 +74,8 @@ class Agent:
         self.sinks: list[Sink] = list(sink)
         self.group = ""  # worked out when the app is complete
         self.group_wanted = group
-        self.processes = processes
+        self.processes = least  # the least, with `auto`
+        self.auto = auto
         self.on_error = on_error
         self.retries = retries
         self.timeout_s = timeout

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ class App:
         concurrency: int = 1,
         sink: Iterable[Sink] = (),
         group: str | None = None,
-        processes: int = 1,
+        processes: int | str = 1,
         on_error: str | None = None,
         retries: int | None = None,
         timeout: float | None = None,
@@ -325,7 +326,7 @@ class App:
             route: TableRoute | None = getattr(target, "__streamd_route__", None)
             self.pages.append(
                 Page(
-                    id=len(self.pages),
+                    id=self._page_id(path, name or target.__name__),
                     path=path,
                     name=name or target.__name__,
                     view=web.as_view(target),
@@ -483,6 +484,7 @@ class App:
                     tables=[table.name for table in group.tables],
                     processes=group.processes,
                     why=group.why,
+                    auto=group.auto,
                 )
                 for group in self.groups
             ]
@@ -564,6 +566,8 @@ class App:
             route_type=type_name(codec.type),
             key_type=type_name(table.key_type),
             value_type=type_name(table.value_type),
+            key_codec=table.key_codec.name,
+            value_codec=table.value_codec.name,
         )
 
     def _topic_infos(self) -> list[wire.TopicInfo]:
@@ -578,6 +582,8 @@ class App:
                 retention_s=topic.retention_s,
                 key_type=type_name(topic.key_type),
                 value_type=type_name(topic.value_type),
+                key_codec=topic.key_codec.name,
+                value_codec=topic.value_codec.name,
             )
             for topic in topics.values()
         ]
@@ -620,6 +626,12 @@ class App:
             key_serializer=key_serializer, value_serializer=value_serializer,
             partitions=partitions, retention_s=retention, owned=owned,
         )  # fmt: skip
+
+    def _page_id(self, path: str, name: str) -> int:
+        """The same in every version of the app that has the page: during a reload the gateway
+        asks old and new processes alike."""
+        same = sum(page.path == path and page.name == name for page in self.pages)
+        return zlib.crc32(f"{path} {name} {same}".encode()) & 0x7FFFFFFF
 
     def _add_timer(
         self,

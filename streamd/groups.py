@@ -31,6 +31,11 @@ class Group:
         """How many processes it has: the most that any of its agents asks for."""
         return max((agent.processes for agent in self.agents), default=1)
 
+    @property
+    def auto(self) -> bool:
+        """True if the number follows how far it is behind, as one of its agents asks for."""
+        return any(agent.auto for agent in self.agents)
+
 
 def work_out(
     agents: Sequence[Agent],

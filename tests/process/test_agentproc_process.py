@@ -94,8 +94,11 @@ def start(tmp_path: Path) -> Iterator[StartMaster]:
         master.close()
 
 
-def page(path: str, route: int, partition: int = -1, **match_info: str) -> PageRequest:
-    return PageRequest(route, partition, "GET", path, "", [], b"", match_info, "127.0.0.1")
+def page(
+    master: Master, path: str, route: int, partition: int = -1, **match_info: str
+) -> PageRequest:
+    number = master.hello.routes[route].id
+    return PageRequest(number, partition, "GET", path, "", [], b"", match_info, "127.0.0.1")
 
 
 def has_ended(pid: int) -> bool:
@@ -549,12 +552,18 @@ def test_page_of_a_table_is_answered_by_its_owner_and_by_nobody_else(
 
     partition = talk(owner.plan.address, RouteKey("counts", "the"))
     assert isinstance(partition, RoutedKey)
-    reply = talk(owner.plan.address, page("/count/the/", 0, partition.partition, word="the"))
+    reply = talk(
+        owner.plan.address, page(master, "/count/the/", 0, partition.partition, word="the")
+    )
     assert isinstance(reply, PageReply)
     assert json.loads(reply.body) == {"the": 3}
-    assert isinstance(talk(owner.plan.address, page("/count/the/", 0, 9, word="the")), Moved)
-    assert isinstance(talk(other.plan.address, page("/count/the/", 0, 0, word="the")), Moved)
-    reply = talk(other.plan.address, page("/hello/", 1))
+    assert isinstance(
+        talk(owner.plan.address, page(master, "/count/the/", 0, 9, word="the")), Moved
+    )
+    assert isinstance(
+        talk(other.plan.address, page(master, "/count/the/", 0, 0, word="the")), Moved
+    )
+    reply = talk(other.plan.address, page(master, "/hello/", 1))
     assert isinstance(reply, PageReply)
     assert reply.body == b"hello"
 
@@ -635,7 +644,7 @@ async def block(web, request):
     child = master.fork(master.plan("count#0")).wait_ready()
     master.fork()
     wait_counted(child, 8)
-    blocked = agentproc_master.connected(child.plan.address, page("/block/", 2))
+    blocked = agentproc_master.connected(child.plan.address, page(master, "/block/", 2))
     eventually(lambda: time.monotonic() - child.fields()[0] > 2 * BEAT_S)
 
     answer = talk(read_address(child.plan.address), Lookup("counts", b'"the"', -1))
@@ -682,7 +691,7 @@ def test_what_a_page_wrote_is_durable_when_it_is_answered(start: StartMaster) ->
     child = master.fork(master.plan("count#0")).wait_ready()
 
     for number in range(1, 4):
-        reply = talk(child.plan.address, page("/add/", 0))
+        reply = talk(child.plan.address, page(master, "/add/", 0))
         child.signal(signal.SIGKILL)
 
         assert isinstance(reply, PageReply) and json.loads(reply.body) == number
@@ -697,10 +706,10 @@ def test_page_whose_writes_were_taken_back_is_not_answered_as_done(start: StartM
     master = start(WRITING)
     child = master.fork(master.plan("count#0")).wait_ready()
     other = master.fork(master.plan("app#0")).wait_ready()
-    asked = agentproc_master.connected(child.plan.address, page("/slow/", 1))
+    asked = agentproc_master.connected(child.plan.address, page(master, "/slow/", 1))
     child.wait_logged("waits")
 
-    reply = talk(other.plan.address, page("/send/", 2))
+    reply = talk(other.plan.address, page(master, "/send/", 2))
 
     assert isinstance(reply, PageReply) and reply.status == 200
     assert isinstance(agentproc_master.answer_of(asked), Unavailable)
@@ -709,13 +718,13 @@ def test_page_whose_writes_were_taken_back_is_not_answered_as_done(start: StartM
 def test_page_that_runs_is_answered_before_a_warm_stop_ends(start: StartMaster) -> None:
     master = start(WRITING)
     child = master.fork(master.plan("count#0")).wait_ready()
-    asked = agentproc_master.connected(child.plan.address, page("/slow/", 1))
+    asked = agentproc_master.connected(child.plan.address, page(master, "/slow/", 1))
     child.wait_logged("waits")
 
     child.signal(signal.SIGTERM)
     eventually(lambda: child.fields()[4] == Stage.DRAINING)
 
-    late = talk(child.plan.address, page("/add/", 0))
+    late = talk(child.plan.address, page(master, "/add/", 0))
     assert late == Unavailable("stopping", 1.0)
     reply = agentproc_master.answer_of(asked)
     assert isinstance(reply, PageReply) and json.loads(reply.body) == 1
