@@ -3,6 +3,7 @@
 Streamd's own look-ups and the user's pages take the same way.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -12,7 +13,17 @@ from streamd.link import LinkLost
 from streamd.webgw.fleet import Fleet, NotReached
 from streamd.webgw.owners import route_partition
 from streamd.webgw.replies import HttpError, not_now
-from streamd.wire import Message, Moved, Owner, RoutedKey, RouteKey, TableInfo, Unavailable
+from streamd.wire import (
+    Found,
+    LookupText,
+    Message,
+    Moved,
+    Owner,
+    RoutedKey,
+    RouteKey,
+    TableInfo,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +128,47 @@ async def partition_of(fleet: Fleet, table: TableInfo, text: str) -> int:
     if not isinstance(answer, RoutedKey):
         raise unexpected(owner, answer)
     return answer.partition
+
+
+async def holder_of(fleet: Fleet, table: TableInfo, text: str) -> tuple[Owner, int]:
+    """The process that has the key, and the partition that it has it in.
+
+    Of a scattered table every owner is asked who has the key; where nobody has it, it is the
+    one that the key hashes to.
+
+    Raises:
+        HttpError: It is no key of this table, or several partitions have it (409).
+        NotDone: Nobody who would know is there now.
+    """
+    partition = await partition_of(fleet, table, text)
+    if not fleet.owners.is_scattered(table.name):
+        return owner_of(fleet, table.group, partition), partition
+    members = fleet.owners.members(table.group)
+    question = LookupText(table.name, text, -1)
+    try:
+        answers = await asyncio.gather(
+            *(ask(fleet, owner, question, repeatable=True) for owner in members)
+        )
+    except HttpError as error:
+        raise error if error.code != "refused" else several(table, text) from error
+    found = [
+        (owner, answer.partition)
+        for owner, answer in zip(members, answers, strict=True)
+        if isinstance(answer, Found)
+    ]
+    if len(found) > 1:
+        raise several(table, text)
+    return found[0] if found else (owner_of(fleet, table.group, partition), partition)
+
+
+def several(table: TableInfo, text: str) -> HttpError:
+    """409: the key has no one value."""
+    return HttpError(
+        409,
+        "scattered",
+        f"{text!r} has a value in several partitions of {table.name}",
+        hint="group_by, or an agent that is sent to with key=, puts a key into one partition",
+    )
 
 
 def owner_of(fleet: Fleet, group: str, partition: int) -> Owner:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streamd.webgw.asking import ask, member_of, owner_of, partition_of, twice, unexpected
+from streamd.webgw.asking import ask, holder_of, member_of, twice, unexpected
 from streamd.webgw.fleet import Fleet
 from streamd.webgw.guard import too_large
 from streamd.webgw.replies import HttpError, refuse
@@ -99,8 +99,7 @@ class Gateway:
         if route.table is not None:
             table = self._fleet.tables[route.table]
             text = key_text(route, request.match_info, request.query)
-            partition = await partition_of(self._fleet, table, text)
-            owner = owner_of(self._fleet, table.group, partition)
+            owner, partition = await holder_of(self._fleet, table, text)
         else:
             owner = member_of(self._fleet, route.group)
         request = PageRequest(

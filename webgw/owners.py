@@ -4,7 +4,7 @@ The partition is the one that the producer of the table's events chose: same par
 key bytes. Who has it is what the master said last; an older word never replaces a newer one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from streamd.codecs import key_bytes
 from streamd.partition import partition_for
@@ -14,11 +14,12 @@ from streamd.wire import Owner, Owners, TableInfo
 class OwnerMap:
     """Who has what, as of one generation."""
 
-    def __init__(self, generation: int = 0, owners: Iterable[Owner] = ()) -> None:
+    def __init__(self, generation: int = 0, owners: Sequence[Owner] = ()) -> None:
         self.generation = generation
         self._members: dict[str, list[Owner]] = {}  # group -> its processes, by slot
         self._active: dict[tuple[str, int], Owner] = {}
         self._recovering: dict[tuple[str, int], Owner] = {}
+        self._scattered = {table for owner in owners for table in owner.scattered}
         for owner in sorted(owners, key=lambda owner: owner.slot):
             self._members.setdefault(owner.group, []).append(owner)
             for partition in owner.active:
@@ -39,6 +40,10 @@ class OwnerMap:
     def recovering(self, group: str, partition: int) -> Owner | None:
         """The process that is about to have `partition`, or None."""
         return self._recovering.get((group, partition))
+
+    def is_scattered(self, table: str) -> bool:
+        """True when keys of `table` may be elsewhere than in the partition they hash to."""
+        return table in self._scattered
 
     def members(self, group: str) -> list[Owner]:
         """All processes of `group`, by slot."""

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamd.webgw import metrics
-from streamd.webgw.asking import ask, owner_of, partition_of, twice, unexpected
+from streamd.webgw.asking import ask, holder_of, owner_of, partition_of, twice, unexpected
 from streamd.webgw.fleet import Fleet
 from streamd.webgw.live import Hub
 from streamd.webgw.overview import Overview, Trend, view_of
@@ -311,8 +311,7 @@ class Pages:
         """
 
         async def attempt() -> Frame:
-            partition = await partition_of(self._fleet, table, text)
-            owner = owner_of(self._fleet, table.group, partition)
+            owner, partition = await holder_of(self._fleet, table, text)
             question = LookupText(table.name, text, partition)
             answer = await ask(self._fleet, owner, question, repeatable=True)
             if not isinstance(answer, Found | Missing):

@@ -363,9 +363,17 @@ def table(name: str, key: str | None, prefix: str, limit: int) -> int:
 async def _look_up(folder: Folder, name: str, key: str) -> int:
     default = None
     # The key's own owner has it; without the codecs here, each owner looks.
-    for answer in await ask_owners(folder, name, LookupText(name, key, -1)):
-        if isinstance(answer, Found):
-            return _say_value(name, key, json.loads(answer.value), found=True)
+    answers = await ask_owners(folder, name, LookupText(name, key, -1))
+    found = [answer for answer in answers if isinstance(answer, Found)]
+    if len(found) > 1:
+        raise StreamdError(
+            f"{key!r} has a value in {len(found)} partitions of {name}",
+            seen=[f"partition {each.partition}: {each.value.decode()}" for each in found],
+            remedy="let the events be keyed by the table's key: send them with key=",
+        )
+    if found:
+        return _say_value(name, key, json.loads(found[0].value), found=True)
+    for answer in answers:
         if isinstance(answer, Missing) and answer.default is not None:
             default = json.loads(answer.default)
     return _say_value(name, key, default, found=False)

@@ -87,6 +87,7 @@ class Agent:
         self.slot = slot
         self.active = active
         self.recovering: list[int] = []
+        self.scattered: list[str] = []
         self.believes = set(active)
         self.counts: dict[str, int] = {}
         self.seen: list[PageRequest] = []
@@ -113,7 +114,14 @@ class Agent:
 
     def owner(self) -> Owner:
         return Owner(
-            self.group, self.name, self.address, self.slot, 2, self.active, self.recovering
+            self.group,
+            self.name,
+            self.address,
+            self.slot,
+            2,
+            self.active,
+            self.recovering,
+            self.scattered,
         )
 
     async def _answer(self, link: Link, message: Message) -> Answer:
@@ -122,9 +130,10 @@ class Agent:
                 self.seen.append(message)
                 return await self._page(message)
             case LookupText(text=text, partition=partition):
-                if partition not in self.believes:
+                if partition not in {-1, *self.believes}:
                     return Moved(2)
                 if text in self.counts:
+                    partition = min(self.believes) if partition < 0 else partition
                     value = msgspec.json.encode(self.counts[text])
                     return Found(value, partition)
                 return Missing(None if text.startswith("no") else b"0")
