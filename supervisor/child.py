@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from streamd.instance import Identity, identify
 from streamd.link import Link
@@ -22,6 +23,9 @@ from streamd.supervisor.pages import BeatPage, DumpFile
 from streamd.supervisor.policy import Ending, HangWatch, Restarts
 from streamd.supervisor.states import Event, State, after
 from streamd.wire import Failing, LogState, Owns, Plan, Stats
+
+if TYPE_CHECKING:
+    from streamd.supervisor.zygote import Code
 
 
 @dataclass(slots=True)
@@ -97,7 +101,7 @@ class Child:
 
     def __init__(self, name: str, kind: str, group: str = "") -> None:
         self.name = name
-        self.kind = kind  # "zygote" | "log" | "web" | "agent"
+        self.kind = kind  # "zygote" | "log" | "web" | "agent" | "canary"
         self.group = group
         self.state = State.STOPPED
         self.since = time.time()
@@ -110,6 +114,7 @@ class Child:
         self.exit_code = 0
         self.failing: Failing | None = None  # the last reason that a run gave
         self.totals = Totals()
+        self.code: Code | None = None  # what it is forked from; None: what the fleet runs
         self._changed = asyncio.Event()
 
     def __str__(self) -> str:

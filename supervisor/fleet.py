@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from streamd.supervisor.reaper import Reaper
 from streamd.supervisor.registry import Registry
 from streamd.supervisor.settings import Settings
 from streamd.supervisor.states import Event, State
-from streamd.supervisor.zygote import ZygoteLink
+from streamd.supervisor.zygote import Code, ZygoteLink
 from streamd.wire import (
     Command,
     Declare,
@@ -61,6 +62,13 @@ log = logging.getLogger(__name__)
 LINK_BYTES = 4096
 LAST_WORDS_S = 0.05
 DECLARE_S = 30.0
+ZYGOTE_END_S = 2.0
+
+ZYGOTE = "zygote"
+NEXT_ZYGOTE = "zygote-new"  # while a reload is under way
+LAST_ZYGOTE = "zygote-old"  # until it has ended
+
+KINDS = ("zygote", "log", "canary", "agent", "web")  # the order of the children
 
 OF_ENDING = {
     Ending.OUTSIDE: " from outside",
@@ -99,11 +107,12 @@ class Fleet:
         registry: Registry,
         on_command: Callable[[Link, Command], Answer],
     ) -> None:
-        self.children: dict[str, Child] = {"zygote": Child("zygote", "zygote")}
+        zygote = Child(ZYGOTE, "zygote")
+        self.children: dict[str, Child] = {ZYGOTE: zygote}  # replaced whole at each change
         self.owners = OwnerMap()
         self.reaper = Reaper()
-        self.imported: asyncio.Future[Hello] = asyncio.get_running_loop().create_future()
-        self.hello: Hello | None = None
+        self.code = Code(zygote, asyncio.get_running_loop().create_future())
+        self.codes = [self.code]  # and, during a reload, the other one
         self.settings: Settings | None = None
         self.web_listener: socket.socket | None = None
         self.restarting = True  # False: what ends stays down
@@ -113,15 +122,19 @@ class Fleet:
         self._logs = logs
         self._registry = registry
         self._on_command = on_command
-        self._zygote: ZygoteLink | None = None
+        self._declared: Declare | None = None  # what the log was told last
         self._fork_ids = itertools.count(1)
         self._forks: dict[int, PendingFork] = {}  # asked for, not told yet
-        self._to_fork: list[Child] = []  # wait for a zygote
         self._runs: dict[Link, tuple[Child, Run]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kills_for_memory = kernel_kills()
 
     # What there is.
+
+    @property
+    def hello(self) -> Hello | None:
+        """What the app is that runs; None: not known yet."""
+        return self.code.hello
 
     @property
     def agents(self) -> list[Child]:
@@ -136,8 +149,69 @@ class Fleet:
         """Make a place for a process; it is STOPPED."""
         child = Child(name, kind, group)
         child.last_exit = self._registry.last_exits.get(name)
-        self.children[name] = child
+        self._arrange([*self.children.values(), child])
         return child
+
+    def remove(self, child: Child) -> None:
+        """Forget a place whose process has ended."""
+        self._arrange([each for each in self.children.values() if each is not child])
+
+    def _arrange(self, children: list[Child]) -> None:
+        """Keep the children in the order of the data flow, whenever each was added."""
+        groups = [
+            group.name for code in self.codes if code.hello for group in code.hello.groups
+        ]
+
+        def place(child: Child) -> tuple[int, int, int]:
+            group = groups.index(child.group) if child.group in groups else 0
+            slot = child.name.partition("#")[2]
+            return KINDS.index(child.kind), group, int(slot or 0)
+
+        self.children = {child.name: child for child in sorted(children, key=place)}
+
+    # The imports of the app.
+
+    def import_beside(self) -> Code:
+        """Begin to import the app anew, in a zygote beside the one that runs.
+
+        Until `adopt_code` or `drop_code` no zygote is restarted: another import might be of
+        another code.
+        """
+        child = self.add(NEXT_ZYGOTE, "zygote")
+        code = Code(child, asyncio.get_running_loop().create_future())
+        self.codes = [self.code, code]
+        self.start(child)
+        return code
+
+    async def adopt_code(self, code: Code) -> None:
+        """Run `code` from now on; the zygote of the other one ends."""
+        assert code.hello is not None
+        before, self.code = self.code, code
+        for child in self.agents:
+            child.code = None
+        self.settings = Settings.of(code.hello)
+        before.child.name, code.child.name = LAST_ZYGOTE, ZYGOTE
+        if code.child.run is not None:
+            code.child.run.logs.process = ZYGOTE
+        self._arrange(list(self.children.values()))
+        await self.drop_code(before)
+
+    async def drop_code(self, code: Code) -> None:
+        """End the zygote of an import that nothing is forked from any more."""
+        self.stop(code.child)
+        try:
+            async with asyncio.timeout(ZYGOTE_END_S):
+                await code.child.wait_state(State.STOPPED)
+        except TimeoutError:
+            self.kill(code.child, "it did not end")
+            await code.child.wait_state(State.STOPPED)
+        self.remove(code.child)
+        self.codes = [self.code]
+        if self.code.is_lost and self.restarting:
+            self.start(self.code.child)
+
+    def _code_of(self, zygote: Child) -> Code:
+        return next(code for code in self.codes if code.child is zygote)
 
     # Starting.
 
@@ -159,18 +233,21 @@ class Fleet:
                     number = self.web_listener.fileno()
                     await self._start_linked(child, "streamd.webgw", [str(number)], keep=number)
                     self.greet_web()
-                case "agent":
+                case "agent" | "canary":
                     await self._ask_fork(child)
         except OSError as error:
             self._start_failed(child, f"could not be started: {error.strerror}")
 
     def _start_zygote(self, child: Child) -> None:
+        code = self._code_of(child)
         ours, theirs = socket.socketpair()
         logs = LogPipe(child.name, self._logs.put)
         pid = spawn("streamd.agentproc.zygote", [], theirs, logs)
-        self._zygote = ZygoteLink(ours, self._on_zygote_message, self._on_zygote_lost)
+        code.link = ZygoteLink(
+            ours, partial(self._on_zygote_message, code), partial(self._on_zygote_lost, code)
+        )
         self._began(child, pid, logs)
-        self._zygote.send(
+        code.link.send(
             Import(
                 self._spec.app,
                 self._spec.options,
@@ -208,21 +285,24 @@ class Fleet:
             # Told to stop before there was anything to stop.
             child.move(Event.EXIT)
             return
-        zygote = self._zygote
-        if zygote is None or self.children["zygote"].state is not State.RUNNING:
+        code = child.code or self.code
+        if not code.is_ready or code.link is None:
             link.close()
             theirs.close()
-            self._to_fork.append(child)
+            if code.is_lost:
+                self._start_without(child, code)
+            else:
+                code.waiting.append(child)
             return
         logs = LogPipe(child.name, self._logs.put)
         page, dump = BeatPage(), DumpFile()
         id = next(self._fork_ids)
         plan = self._plan(child)
         self._forks[id] = PendingFork(
-            child, plan, zygote, link, logs, page, dump, time.monotonic()
+            child, plan, code.link, link, logs, page, dump, time.monotonic()
         )
         failpoint("master.before-fork")
-        zygote.send(
+        code.link.send(
             Fork(id, plan),
             id=id,
             descriptors=[theirs.fileno(), logs.write_end, page.fd, dump.fd],
@@ -230,11 +310,20 @@ class Fleet:
         theirs.close()
         logs.close_write_end()
 
+    def _start_without(self, child: Child, code: Code) -> None:
+        """Its code is gone with its zygote: take the new one, where that is the other."""
+        if code is self.code and self.code is not self.codes[-1]:
+            child.code = self.codes[-1]
+            self.spawn_task(self._start(child), f"start {child.name}")
+        else:
+            self._start_failed(child, f"could not be forked: {code.child.name} has ended")
+
     def _plan(self, child: Child) -> Plan:
-        assert self.hello is not None
-        alone = self._spec.mode == "worker"
+        hello = (child.code or self.code).hello
+        assert hello is not None
+        alone = self._spec.mode == "worker" or child.kind == "canary"
         if alone:
-            groups = [GroupPlan(group.name, 0, 1) for group in self.hello.groups]
+            groups = [GroupPlan(group.name, 0, 1) for group in hello.groups]
             slot = 0
         else:
             slot = int(child.name.partition("#")[2])
@@ -255,6 +344,7 @@ class Fleet:
             parked=parked,
             leader=slot == 0,
             alone=alone,
+            canary=child.kind == "canary",
         )
 
     @property
@@ -284,17 +374,16 @@ class Fleet:
 
     # Messages.
 
-    def _on_zygote_message(self, message: Message) -> None:
+    def _on_zygote_message(self, code: Code, message: Message) -> None:
         match message:
             case Hello():
-                self._on_hello(message)
+                self._on_hello(code, message)
             case ImportFailed():
-                child = self.children["zygote"]
-                child.failing = Failing(
+                code.child.failing = Failing(
                     message.message, message.seen, message.remedy, message.exit_code
                 )
-                if not self.imported.done():
-                    self.imported.set_exception(ImportRefused(message))
+                if not code.imported.done():
+                    code.imported.set_exception(ImportRefused(message))
                 else:
                     log.error(
                         "the app cannot be imported any more: %s; what runs goes on, what ends "
@@ -311,26 +400,26 @@ class Fleet:
             case _:
                 log.error("the zygote sent a %s", type(message).__name__)
 
-    def _on_hello(self, hello: Hello) -> None:
-        child = self.children["zygote"]
-        if self.hello is not None and not is_same_app(self.hello, hello):
+    def _on_hello(self, code: Code, hello: Hello) -> None:
+        child = code.child
+        if code.hello is not None and not is_same_app(code.hello, hello):
             child.failing = Failing(
                 "the app on disk is not the one that runs: "
                 "its groups, topics or tables changed",
                 [],
-                "streamd stop and streamd start run the new one",
+                "streamd reload runs the new one",
                 78,
             )
             log.error("%s; what ends cannot be restarted", child.failing.message)
             self.kill(child, "the app changed", Ending.PERMANENT)
             return
-        if self.hello is None:
-            self.hello = hello
+        if code.hello is None:
+            code.hello = hello
         if child.state is State.STARTING:
             self._is_running(child)
-        if not self.imported.done():
-            self.imported.set_result(hello)
-        waiting, self._to_fork = self._to_fork, []
+        if not code.imported.done():
+            code.imported.set_result(hello)
+        waiting, code.waiting = code.waiting, []
         for each in waiting:
             self.spawn_task(self._start(each), f"start {each.name}")
 
@@ -349,28 +438,27 @@ class Fleet:
         self._runs[fork.link] = (fork.child, run)
         fork.link.send(self.owners.frame())
 
-    def _on_zygote_lost(self, zygote: ZygoteLink) -> None:
+    def _on_zygote_lost(self, code: Code, zygote: ZygoteLink) -> None:
         # What it had forked, the middle processes have told: the link ends after their words.
         lost = [id for id, fork in self._forks.items() if fork.via is zygote]
         for id in lost:
             fork = self._forks.pop(id)
             fork.close()
             if fork.child.state is State.STARTING:
-                self._to_fork.append(fork.child)
+                code.waiting.append(fork.child)
             else:
                 fork.child.move(Event.EXIT)
-        if self._zygote is not zygote:
+        if code.link is not zygote:
             return
-        self._zygote = None
-        run = self.children["zygote"].run
-        if run is not None:
+        code.link = None
+        if code.child.run is not None:
             # One that has lost its link is of no use, whatever it does.
-            run.signal(signal.SIGTERM)
+            code.child.run.signal(signal.SIGTERM)
 
     async def _on_message(self, link: Link, message: Message) -> Answer:
-        if link not in self._runs and self._zygote is not None:
+        if link not in self._runs:
             # The process was faster than the word of its birth.
-            self._zygote.read_pending()
+            self._read_pending()
         if link not in self._runs:
             return None
         child, run = self._runs[link]
@@ -430,12 +518,32 @@ class Fleet:
         )
         web.run.link.send(self.owners.frame())
 
+    async def declare(self, *hellos: Hello) -> None:
+        """Let the log make what these name, and know who reads what.
+
+        Raises:
+            StreamdError: It refuses; nothing was made.
+        """
+        before, self._declared = self._declared, declaration(hellos)
+        child = self.children.get("log")
+        link = child.run.link if child is not None and child.run is not None else None
+        if child is None or link is None or child.state is not State.RUNNING:
+            return  # it is told when it is there
+        try:
+            await link.request(self._declared, DECLARE_S)
+        except LinkLost:
+            return
+        except StreamdError:
+            self._declared = before
+            raise
+
     async def _declare(self, child: Child, link: Link) -> None:
         """Tell the log process the app's topics and tables; only then is it RUNNING."""
-        hello = self.hello
-        assert hello is not None
+        if self._declared is None:
+            assert self.hello is not None
+            self._declared = declaration([self.hello])
         try:
-            await link.request(Declare(hello.topics, hello.tables, hello.groups), DECLARE_S)
+            await link.request(self._declared, DECLARE_S)
         except LinkLost:
             return
         except StreamdError as error:
@@ -469,8 +577,8 @@ class Fleet:
         place = run.page.place if run.page is not None else None
         settled, uptime_s = run.settled, time.monotonic() - run.started_at
         run.close()
-        if child.kind == "zygote" and self._zygote is not None:
-            self._zygote.read_pending()
+        if child.kind == "zygote":
+            self._read_pending()
         if run.stats is not None:
             child.totals.add(run.stats)
         child.failing = run.failing or child.failing
@@ -485,8 +593,8 @@ class Fleet:
             log.info("%s (pid %d) %s", child.name, run.pid, child.last_exit)
             return
         child.move(Event.EXIT)
-        if child.kind == "zygote" and not self.imported.done():
-            self.imported.set_exception(
+        if child.kind == "zygote" and not (code := self._code_of(child)).imported.done():
+            code.imported.set_exception(
                 StreamdError(
                     f"the process that imports {self._spec.app} {child.last_exit} "
                     "before it was done"
@@ -496,15 +604,25 @@ class Fleet:
             exit, out_of_memory=exit.signal == signal.SIGKILL and self._was_out_of_memory()
         )
         child.last_exit += OF_ENDING.get(ending, "")
-        log.warning("%s (pid %d) %s", child.name, run.pid, child.last_exit)
+        rehearsed = child.kind == "canary" and exit.code == 0
+        level = logging.INFO if rehearsed else logging.WARNING
+        log.log(level, "%s (pid %d) %s", child.name, run.pid, child.last_exit)
         if run.failing is not None:
             log.error("%s: %s", child.name, run.failing.message)
-        if run.plan is not None and policy.is_crash(ending):
+        if run.plan is not None and child.kind == "agent" and policy.is_crash(ending):
             self._suspect(child, run.plan, place)
         child.careful = policy.is_crash(ending) or (child.careful and settled == 0)
         self._decide(child, ending, uptime_s=uptime_s, settled=settled)
 
     def _decide(self, child: Child, ending: Ending, *, uptime_s: float, settled: int) -> None:
+        if child.kind == "canary" or (child.kind == "zygote" and len(self.codes) > 1):
+            child.move(Event.STOP)
+            for code in self.codes:
+                if code.is_lost:
+                    waiting, code.waiting = code.waiting, []
+                    for each in waiting:
+                        self._start_without(each, code)
+            return
         decision = child.budget.decide(
             ending,
             now=time.monotonic(),
@@ -569,19 +687,22 @@ class Fleet:
             child.move(Event.STOP)
         elif child.state in (State.STARTING, State.RUNNING):
             child.move(Event.STOP)
-            if child in self._to_fork:
-                self._to_fork.remove(child)
-                child.move(Event.EXIT)
+            for code in self.codes:
+                if child in code.waiting:
+                    code.waiting.remove(child)
+                    child.move(Event.EXIT)
         elif child.state is not State.STOPPING or number == signal.SIGTERM:
             return
         if child.run is None:
             return
-        is_idle = self.hello is not None and not self._forks
-        if child.kind == "zygote" and self._zygote is not None and is_idle:
-            # It ends by itself when it reads the end of file.
-            self._zygote.close()
-            self._zygote = None
-            number = signal.SIGCONT if number == signal.SIGTERM else number
+        if child.kind == "zygote":
+            code = self._code_of(child)
+            is_idle = all(fork.via is not code.link for fork in self._forks.values())
+            if code.link is not None and code.hello is not None and is_idle:
+                # It ends by itself when it reads the end of file.
+                code.link.close()
+                code.link = None
+                number = signal.SIGCONT if number == signal.SIGTERM else number
         child.run.signal(number)
 
     def kill(self, child: Child, why: str, ending: Ending = Ending.HANG) -> None:
@@ -592,14 +713,19 @@ class Fleet:
 
     async def wait_ended(self, children: Iterable[Child]) -> None:
         """Wait until none of these has a process."""
-        for child in children:
+        for child in list(children):
             await child.wait_state(State.STOPPED)
 
     async def restart(self, child: Child, grace_s: float) -> State:
-        """End a child warm, start it, wait until it runs or cannot; the state it came to.
+        """End a child warm, start it, wait until it runs or cannot; the state it came to."""
+        await self.end(child, grace_s)
+        if not self.restarting:
+            return child.state
+        self.start_anew(child)
+        return await child.wait_state(State.RUNNING, State.FATAL, State.BACKOFF, State.STOPPED)
 
-        After `grace_s` it is ended cold, then killed.
-        """
+    async def end(self, child: Child, grace_s: float) -> None:
+        """End a child warm; after `grace_s` cold, then by KILL. It is STOPPED then."""
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL):
             if number == signal.SIGKILL:
                 self.kill(child, "it did not end")
@@ -610,26 +736,34 @@ class Fleet:
                     await child.wait_state(State.STOPPED)
             except TimeoutError:
                 continue
-            break
-        if not self.restarting:
-            return child.state
+            return
+        # The kernel does not let it go yet.
+        await child.wait_state(State.STOPPED)
+
+    def start_anew(self, child: Child) -> None:
+        """Start a child with nothing held against it."""
         child.budget.forgive()
         child.careful = False
         child.failing = None
         self.start(child)
-        return await child.wait_state(State.RUNNING, State.FATAL, State.BACKOFF, State.STOPPED)
 
     # Looking after them.
 
     def sweep(self) -> None:
         """Reap adopted orphans that ended."""
-        if self._zygote is not None:
-            self._zygote.read_pending()
+        self._read_pending()
         self.reaper.sweep(expecting=bool(self._forks))
 
-    def oldest_fork(self) -> PendingFork | None:
-        """The fork that the zygote has not made for the longest time, if there is one."""
-        return min(self._forks.values(), key=lambda fork: fork.asked_at, default=None)
+    def _read_pending(self) -> None:
+        for code in self.codes:
+            if code.link is not None:
+                code.link.read_pending()
+
+    def oldest_fork(self, zygote: Child) -> PendingFork | None:
+        """The fork that a zygote has not made for the longest time, if there is one."""
+        link = self._code_of(zygote).link
+        forks = [fork for fork in self._forks.values() if fork.via is link]
+        return min(forks, key=lambda fork: fork.asked_at, default=None)
 
     # Tasks.
 
@@ -661,6 +795,14 @@ def is_same_app(before: Hello, now: Hello) -> bool:
         == msgspec.msgpack.encode(getattr(now, part))
         for part in ("app_id", "groups", "topics", "tables", "routes")
     )
+
+
+def declaration(hellos: Iterable[Hello]) -> Declare:
+    """What the log is to make and know for all of these at once; the last word counts."""
+    topics = {topic.name: topic for hello in hellos for topic in hello.topics}
+    tables = {table.name: table for hello in hellos for table in hello.tables}
+    groups = [group for hello in hellos for group in hello.groups]
+    return Declare(list(topics.values()), list(tables.values()), groups)
 
 
 def kernel_kills() -> int:

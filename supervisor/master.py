@@ -242,7 +242,7 @@ class Master:
         fleet = self.fleet
         self._progress.tell("zygote", "starting", f"imports {self._spec.app}")
         fleet.start(fleet.children["zygote"])
-        hello = await fleet.imported
+        hello = await fleet.code.imported
         settings = fleet.settings = Settings.of(hello)
         for warning in hello.warnings:
             log.warning("%s", warning)

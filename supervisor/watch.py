@@ -48,7 +48,7 @@ class Watch:
 
     def _look_at_forks(self, child: Child, now: float, *, was_late: bool) -> None:
         fleet = self._fleet
-        oldest = fleet.oldest_fork()
+        oldest = fleet.oldest_fork(child)
         if oldest is None or fleet.settings is None:
             return
         if was_late:
