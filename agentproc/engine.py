@@ -776,7 +776,13 @@ class Engine:
             if not waiter.done():
                 waiter.set_result(None)
         for callback, metadata in callbacks:
-            self._spawn(_call(callback, metadata), "callback")
+            try:
+                outcome = callback(metadata)
+            except Exception:
+                log.exception("the callback of a send to %s failed", metadata.topic)
+                continue
+            if outcome is not None:
+                self._spawn(_finish_callback(outcome, metadata), "callback")
 
     async def durable(self, errand: Errand | None = None, *, urgent: bool = True) -> None:
         """Wait until everything that was sent, written and settled so far is durable.
@@ -933,14 +939,19 @@ async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+        if left:
+            log.warning(
+                "still not ended %.0f s after it was cancelled; its group waits: %s",
+                CANCEL_AGAIN_S,
+                ", ".join(sorted(task.get_name() for task in left)),
+            )
     for task in tasks:
         _error_of(task)  # looked at: nobody else would
 
 
-async def _call(callback: Callback, metadata: RecordMetadata) -> None:
+async def _finish_callback(outcome: Awaitable[None], metadata: RecordMetadata) -> None:
     try:
-        if (outcome := callback(metadata)) is not None:
-            await outcome
+        await outcome
     except Exception:
         log.exception("the callback of a send to %s failed", metadata.topic)
 
