@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 STATS_S = 1.0
 COLD_S = 0.3
 GOODBYE_S = 0.2
+REHEARSED_ROWS = 100  # of each partition of each table
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -155,6 +156,11 @@ class Process:
     async def _start(self) -> None:
         plan, app = self._plan, self._app
         broker = make_broker(app, plan)
+        if plan.canary:
+            self._rehearse(broker)
+            self._tell(Ready([group.group for group in plan.groups]))
+            self._finish(EXIT_DONE)
+            return
         app.open_replies = partial(self._open_replies, broker)
         for group in plan.groups:
             self._engines[group.group] = Engine(
@@ -174,6 +180,30 @@ class Process:
             self._runs.append(self._spawn(self._run_engine(engine), name))
             self._spawn(self._open_group(engine), f"open {engine.group}")
         self._spawn(self._report(), "report")
+
+    def _rehearse(self, broker: Broker) -> None:
+        """Open what processes of this code will open, and read a little; claim nothing.
+
+        Raises:
+            StreamdError: They could not, or a table holds what the code cannot read.
+        """
+        for group in self._plan.groups:
+            Engine(self._app, group, broker, self._beats, alone=True)
+        if not isinstance(broker, EmbeddedBroker):
+            return
+        for table in self._app.tables.values():
+            for partition in range(table.partitions or 1):
+                rows = broker.reader.rows(
+                    table.name, partition, after=None, limit=REHEARSED_ROWS
+                )
+                try:
+                    table.load(rows)
+                except StreamdError as error:
+                    raise StreamdError(
+                        f"table {table.name!r} holds rows that the code cannot read: {error}",
+                        seen=error.seen,
+                        remedy=error.remedy,
+                    ) from error
 
     def _look_elsewhere(self) -> RemoteTables:
         """Let the tables of groups that do not run here ask their owners."""

@@ -87,8 +87,8 @@ class Totals:
     retries: int = 0
     dead_letters: int = 0
 
-    def add(self, stats: Stats) -> None:
-        """Take the last word of a run that ended."""
+    def add(self, stats: "Stats | Totals") -> None:
+        """Take the last word of a run that ended, or all of a place that is no more."""
         for agent, count in stats.events.items():
             self.events[agent] = self.events.get(agent, 0) + count
         self.errors += stats.errors

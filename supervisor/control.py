@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,6 +17,7 @@ from streamd.errors import StreamdError, UsageError
 from streamd.instance import identify
 from streamd.link import Answer, Link, serve
 from streamd.supervisor import policy
+from streamd.supervisor.changes import AUTO
 from streamd.supervisor.logs import as_data, level_number
 from streamd.wire import Command, Document, Message
 
@@ -169,20 +170,22 @@ class Control:
 
     async def do_restart(self, args: dict[str, Any]) -> AsyncIterator[Message]:
         names = self._chosen(list(args.get("names") or ()))
-        await self._master.restart(names)
-        yield Document(names)
+        yield Document(await self._master.changes.restart(names).wait())
 
-    def do_reload(self, args: dict[str, Any]) -> NoReturn:
-        raise StreamdError(
-            "reload is not available in this version",
-            remedy="streamd restart runs the processes anew; stop and start read new code",
-        )
+    async def do_reload(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        change = self._master.changes.reload()
+        async for line in change.follow():
+            yield Document({"doing": line})
+        yield Document({"reloaded": change.result})
 
-    def do_scale(self, args: dict[str, Any]) -> NoReturn:
-        raise StreamdError(
-            "the number of processes cannot be changed while it runs in this version",
-            remedy="set processes=N on an agent of the group, then stop and start",
-        )
+    async def do_scale(self, args: dict[str, Any]) -> AsyncIterator[Message]:
+        group, processes = args.get("group"), args.get("processes")
+        if not isinstance(group, str) or not (isinstance(processes, int) or processes == AUTO):
+            raise UsageError(f"scale takes a group and a number or {AUTO!r}, not {args!r}")
+        change = self._master.changes.scale(group, processes)
+        async for line in change.follow():
+            yield Document({"doing": line})
+        yield Document({"group": group, "processes": change.result})
 
     def _chosen(self, names: list[str], *more: str) -> list[str]:
         """The processes that these names mean; all agents and the web process without a name.

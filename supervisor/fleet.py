@@ -153,7 +153,10 @@ class Fleet:
         return child
 
     def remove(self, child: Child) -> None:
-        """Forget a place whose process has ended."""
+        """Forget a place whose process has ended; its counters go to another of its group."""
+        heir = next((each for each in self.of_group(child.group) if each is not child), None)
+        if child.kind == "agent" and heir is not None:
+            heir.totals.add(child.totals)
         self._arrange([each for each in self.children.values() if each is not child])
 
     def _arrange(self, children: list[Child]) -> None:

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from streamd.failpoints import failpoint
 from streamd.instance import Folder, InstanceRecord, StartSpec, identify
 from streamd.link import Answer, Link
 from streamd.supervisor import claims, policy, stacks, tree
+from streamd.supervisor.changes import Change, Changes
 from streamd.supervisor.child import Child
 from streamd.supervisor.control import Control
 from streamd.supervisor.fleet import Fleet, ImportRefused
@@ -70,13 +71,12 @@ class Master:
         self.phase = "starting"  # "starting" | "running" | "stopping"
         self._spec = spec
         self._progress = progress
-        self._notify = Notify(environment)
+        self.notify = Notify(environment)
         self._control = Control(self)
         self._signals: deque[int] = deque()
         self._wake = asyncio.Event()
         self._work: asyncio.Task[None] | None = None  # the start, or the stop
         self._jobs: set[asyncio.Task[None]] = set()
-        self._restarting = asyncio.Lock()  # one restart by hand at a time
         self._interrupts = 0
         self._exit_code: int | None = None
         self._began_at = time.monotonic()
@@ -96,7 +96,18 @@ class Master:
             version=streamd.__version__,
             unit=systemd_unit() if "STREAMD_NOTIFY_FD" in environment else "",
         )
+        self.changes = Changes(self)
         self.snapshots = self._make_snapshots("")
+
+    @property
+    def name(self) -> str:
+        """The instance's name."""
+        return self._spec.name
+
+    @property
+    def is_worker(self) -> bool:
+        """True if all groups run in one process."""
+        return self._spec.mode == "worker"
 
     # The loop.
 
@@ -149,14 +160,15 @@ class Master:
     def _each_second(self, now: float) -> None:
         self.fleet.sweep()
         self.snapshots.tick(now)
+        self.changes.follow_lag(now)
         web = self.fleet.children.get("web")
         if web is not None and web.run is not None and web.run.link is not None:
             web.run.link.send(Snapshot(msgspec.json.encode(self.snapshot())))
         self.registry.commit()
-        self._notify.status(self.snapshots.sentence(self.phase))
-        self._notify.alive()
+        self.notify.status(self.snapshots.sentence(self.phase))
+        self.notify.alive()
         if self.phase != "running":
-            self._notify.extend(EXTEND_S)
+            self.notify.extend(EXTEND_S)
 
     # Signals.
 
@@ -184,13 +196,11 @@ class Master:
         self._begin(self._stop_cold(EXIT_COLD), "stop cold")
 
     def handle_hup(self) -> None:
-        """Refuse to reload, and run the processes anew with the code that was imported."""
-        log.warning(
-            "reload is not available in this version: the processes are restarted with the "
-            "code that runs; stop and start read new code"
-        )
-        names = [child.name for child in self.fleet.children.values() if child.kind != "zygote"]
-        self._do(self.restart([name for name in names if name != "log"]), "restart")
+        """Read the code anew. One that comes while the instance stops is ignored."""
+        try:
+            self.changes.reload()
+        except StreamdError as error:
+            log.warning("HUP is ignored: %s", error)
 
     def handle_usr1(self) -> None:
         """Write the stacks of everything to the log."""
@@ -202,12 +212,22 @@ class Master:
         log.info("the log file was opened anew")
 
     def handle_ttin(self) -> None:
-        """Refuse: one process more."""
-        log.warning("TTIN: the number of processes cannot be changed while it runs")
+        """One process more for the group furthest behind."""
+        self._change_by_signal("TTIN", self.changes.more, "no group can have more processes")
 
     def handle_ttou(self) -> None:
-        """Refuse: one process less."""
-        log.warning("TTOU: the number of processes cannot be changed while it runs")
+        """One process less for the group with most of them."""
+        self._change_by_signal("TTOU", self.changes.fewer, "no group has more than one process")
+
+    def _change_by_signal(
+        self, name: str, change: Callable[[], Change | None], otherwise: str
+    ) -> None:
+        try:
+            changed = change()
+        except StreamdError as error:
+            log.warning("%s is ignored: %s", name, error)
+            return
+        log.info("%s: %s", name, changed.what if changed is not None else otherwise)
 
     def handle_chld(self) -> None:
         """A child ended; known ones are seen through their pidfd."""
@@ -264,7 +284,8 @@ class Master:
         await asyncio.gather(*(self._wait_ready(child) for child in (*web, *agents)))
         failpoint("master.before-ready")
         self.phase = "running"
-        self._notify.ready(self.snapshots.sentence(self.phase))
+        self.changes.open()
+        self.notify.ready(self.snapshots.sentence(self.phase))
         self._progress.tell_ready(self._record.web)
         self.registry.note("INFO", f"started by {self._spec.mode}")
         where = f" {self._record.web}/" if self._record.web.startswith("http") else ""
@@ -355,13 +376,16 @@ class Master:
             self.registry.note("INFO", why)
         self.phase = "stopping"
         self.fleet.restarting = False
-        self._notify.stopping()
+        self.changes.give_up()
+        self.notify.stopping()
         log.info("%s", why)
 
     async def _stop_warm(self) -> None:
         fleet = self.fleet
         grace_s = fleet.settings.grace_s if fleet.settings else COLD_S
         self._do(self._log_draining(), "log what drains")
+        for canary in self._kind("canary"):
+            fleet.stop(canary, signal.SIGKILL)
         try:
             async with asyncio.timeout(grace_s):
                 await self._end_warm(self._kind("web"), WEB_GOODBYE_S)
@@ -466,19 +490,7 @@ class Master:
         Raises:
             StreamdError: One did not come to run, or the instance is not up.
         """
-        if self.phase != "running" or self.fleet.settings is None:
-            raise StreamdError(
-                f"{self._spec.name} is {self.phase}: nothing can be restarted now"
-            )
-        async with self._restarting:
-            for name in names:
-                child = self.fleet.children[name]
-                state = await self.fleet.restart(child, self.fleet.settings.grace_s)
-                if state is not State.RUNNING:
-                    raise StreamdError(
-                        f"{name} is {state.value} after its restart: {child.last_exit}",
-                        remedy=f"streamd logs {name}",
-                    )
+        await self.changes.restart(names).wait()
 
     async def collect_stacks(self, names: Sequence[str] | None) -> dict[str, str]:
         """The stacks of these processes, or of all; process name → text."""
@@ -514,7 +526,7 @@ class Master:
             "datadir": record.datadir,
             "version": record.version,
         }
-        return Snapshots(fixed, self.fleet, self.registry)
+        return Snapshots(fixed, self.fleet, self.registry, self.changes)
 
     # Tasks.
 

@@ -7,6 +7,7 @@ of STREAMD_NOTIFY_FD. Without that variable nobody listens, and nothing is sent.
 import contextlib
 import os
 import socket
+import time
 
 # Not for children: one that says WATCHDOG=1 would hide a master that hangs.
 PRIVATE_VARIABLES = frozenset(
@@ -39,6 +40,11 @@ class Notify:
     def ready(self, sentence: str) -> None:
         """Say that the instance is up."""
         self._send(f"READY=1\nSTATUS={sentence}")
+
+    def reloading(self) -> None:
+        """Say that a reload begins; `ready` says that it is over."""
+        moment_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={moment_us}")
 
     def status(self, sentence: str) -> None:
         """Say in a sentence how it is."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from streamd.supervisor import scaling
+from streamd.supervisor.changes import Changes
 from streamd.supervisor.child import Child, Run
 from streamd.supervisor.fleet import Fleet
 from streamd.supervisor.reaper import Stray
@@ -29,7 +31,9 @@ PRIVATE_READS = 4  # a look at all processes
 class Snapshots:
     """Builds the snapshot; keeps what a single look cannot tell: rates and the last minutes."""
 
-    def __init__(self, fixed: dict[str, Any], fleet: Fleet, registry: Registry) -> None:
+    def __init__(
+        self, fixed: dict[str, Any], fleet: Fleet, registry: Registry, changes: Changes
+    ) -> None:
         """
         Args:
             fixed: The fields that do not change while the master lives.
@@ -37,6 +41,7 @@ class Snapshots:
         self._fixed = fixed
         self._fleet = fleet
         self._registry = registry
+        self._changes = changes
         self._history: deque[dict[str, float]] = deque(maxlen=HISTORY_S)
         self._totals: deque[tuple[float, dict[str, int]]] = deque(maxlen=RATE_S + 1)
         self._figures: dict[int, psutil.Process] = {}  # pid -> whose cpu is measured
@@ -66,6 +71,8 @@ class Snapshots:
         problems = list(_problems(fleet.children.values()))
         events, behind = self._events(), self._behind()
         state = "degraded" if phase == "running" and problems else phase
+        if phase == "running" and self._changes.is_reloading:
+            state = "reloading"
         stats = [child.run.stats for child in fleet.agents if child.run and child.run.stats]
         counted = {
             name: [getattr(each, name) for each in stats]
@@ -88,6 +95,7 @@ class Snapshots:
             else 0.0,
             "wal_bytes": self._wal_bytes(),
             "processes": processes,
+            "groups": self._groups(),
             "agents": self._agents(events, behind),
             "tables": self._tables(),
             "history": list(self._history),
@@ -106,6 +114,8 @@ class Snapshots:
             return (
                 f"Starting; waiting for {', '.join(child.name for child in down) or 'nothing'}."
             )
+        if change := self._changes.sentence:
+            return change
         if down:
             words = ", ".join(f"{child.name} is {child.state.value}" for child in down)
             return f"{len(children) - len(down)} of {len(children)} processes run; {words}."
@@ -247,6 +257,31 @@ class Snapshots:
             }
             for group in (hello.groups if hello else ())
             for agent in group.agents
+        ]
+
+    def group_figures(self) -> dict[str, tuple[int, float]]:
+        """Events behind and events a second, by group."""
+        behind, rates, hello = self._behind(), self._rates(), self._fleet.hello
+        return {
+            group.name: (
+                sum(behind.get(agent.name, 0) for agent in group.agents),
+                sum(rates.get(agent.name, 0.0) for agent in group.agents),
+            )
+            for group in (hello.groups if hello else ())
+        }
+
+    def _groups(self) -> list[dict[str, Any]]:
+        hello, autos = self._fleet.hello, self._changes.auto_groups()
+        return [
+            {
+                "name": group.name,
+                "processes": len(self._fleet.of_group(group.name)),
+                "most": scaling.most_processes(hello, group.name),
+                "auto": group.name in autos,
+                "why": group.why,
+            }
+            for group in (hello.groups if hello else ())
+            if hello is not None
         ]
 
     def _wal_bytes(self) -> int:

@@ -1,5 +1,6 @@
-"""`stop`, `restart` and `scale`: what the master is asked to do."""
+"""`stop`, `restart`, `reload` and `scale`: what the master is asked to do."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -133,37 +134,114 @@ restart_command = Command(
 )
 
 
-def scale(sizes: tuple[str, ...]) -> None:
+def reload(timeout: float) -> None:
+    """Run new code: import it beside the old, then exchange process by process.
+
+    Nothing is touched where it cannot be imported, cannot run beside the old, or its canary
+    fails; the old code is put back where a process fails later. Exits 78 when the new code is
+    refused.
+    """
+    folder = target.folder_of(given())
+    started = time.monotonic()
+    answer = _follow(folder, timeout, "reload")
+    if given().json:
+        output.say_json({"schema": "streamd.reload/1", **answer})
+        return
+    took = output.duration(time.monotonic() - started)
+    output.say(f"Reloaded {folder.path.name} in {took}: {answer['reloaded']}.")
+
+
+def _follow(folder: Folder, timeout_s: float, verb: str, **args: Any) -> dict[str, Any]:
+    """Show the steps of a change that the master makes; its last word."""
+
+    async def follow() -> dict[str, Any]:
+        last: dict[str, Any] = {}
+        async for told in target.follow(folder, verb, **args):
+            if "doing" in told:
+                output.note(f"  {told['doing']}")
+            else:
+                last = told
+        return last
+
+    async def limited() -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await follow()
+        except TimeoutError:
+            raise TimedOut(
+                f"the {verb} of {folder.path.name} is not done after {timeout_s:g} s; it goes on",
+                remedy=f"streamd status --name {folder.path.name}",
+            ) from None
+
+    return target.wait(limited())
+
+
+_timeout_option = click.Option(
+    ["-t", "--timeout"],
+    type=DURATION,
+    default="10m",
+    show_default=True,
+    help="How long to wait; then exit 124, and it goes on.",
+)
+
+reload_command = Command(
+    "reload", callback=reload, help=reload.__doc__, params=[_timeout_option]
+)
+
+
+def scale(sizes: tuple[str, ...], timeout: float) -> None:
     """Set how many processes a group has.
 
-    For this run only; `processes=N` on the agent keeps it.
+    While this instance runs, also over restarts of its processes; the next start goes by
+    `processes=N` on the agent again. GROUP=auto lets the number follow how far the group is
+    behind. All processes of the group are drained first, for their partitions are shared out
+    anew.
     """
     wanted = dict(map(_group_size, sizes))
     folder = target.folder_of(given())
     for group, processes in wanted.items():
-        target.wait(target.ask(folder, "scale", timeout_s=60, group=group, processes=processes))
-        output.say(f"{group} has {output.plural(processes, 'process')}.")
+        answer = _follow(folder, timeout, "scale", group=group, processes=processes)
+        if given().json:
+            output.say_json({"schema": "streamd.scale/1", **answer})
+        else:
+            number = output.plural(answer["processes"], "process")
+            output.say(f"{group} has {number}{', by its lag' * (processes == 'auto')}.")
 
 
-def _group_size(text: str) -> tuple[str, int]:
+def _group_size(text: str) -> tuple[str, int | str]:
     group, _, number = text.partition("=")
+    if group and number == "auto":
+        return group, number
     if not group or not number.isdecimal() or int(number) < 1:
         raise UsageError(
-            f"{text!r} is no size of a group, expected GROUP=N with N of 1 or more",
+            f"{text!r} is no size of a group, expected GROUP=N with N of 1 or more, or auto",
             remedy="streamd scale count_words=4",
         )
     return group, int(number)
+
+
+def complete_groups(
+    context: click.Context, param: click.Parameter, incomplete: str
+) -> list[str]:
+    """The groups that run, as the first half of GROUP=N."""
+    names = {name.partition("#")[0] for name in complete_names(context, param, incomplete)}
+    return sorted(f"{name}=" for name in names)
 
 
 scale_command = Command(
     "scale",
     callback=scale,
     help=scale.__doc__,
-    hidden=True,
     params=[
         click.Argument(
-            ["sizes"], nargs=-1, required=True, metavar="GROUP=N...", help="Group and size."
-        )
+            ["sizes"],
+            nargs=-1,
+            required=True,
+            metavar="GROUP=N...",
+            help="Group and size.",
+            shell_complete=complete_groups,
+        ),
+        _timeout_option,
     ],
 )
 

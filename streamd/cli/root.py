@@ -29,6 +29,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Control": {
         "stop": ("control", "Stop: finish what runs, checkpoint, exit."),
         "restart": ("control", "Restart processes, one at a time."),
+        "reload": (
+            "control",
+            "Run new code: import it beside the old, then exchange process by process.",
+        ),
+        "scale": ("control", "Set how many processes a group has."),
         "kill": ("kill", "End everything now; what was not committed is done again."),
     },
     "Look": {
@@ -59,7 +64,6 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 HIDDEN = {
-    "scale": ("control", "Set how many processes a group has."),
     "help": ("completion", "Show a command's help."),
     "failpoints": ("failpoints", "List the failpoints that tests can set."),
 }

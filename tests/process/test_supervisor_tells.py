@@ -141,7 +141,7 @@ def test_a_follower_gets_lines_as_they_come() -> None:
 
         line = asyncio.run(follow(house))
 
-        assert "TTIN: the number of processes cannot be changed" in str(line["text"])
+        assert "TTIN: no group can have more processes" in str(line["text"])
 
 
 def test_the_status_says_all_that_the_seam_promises_in_time() -> None:
@@ -186,8 +186,9 @@ def test_wrong_commands_are_refused_in_a_sentence() -> None:
             ("fly", {}, "no command 'fly'"),
             ("restart", {"names": ["nobody"]}, "there is no process 'nobody'"),
             ("stop", {"mode": "lukewarm"}, "stop is warm or cold"),
-            ("reload", {}, "reload is not available in this version"),
-            ("scale", {"group": "app", "processes": 2}, "cannot be changed while it runs"),
+            ("scale", {"group": "app", "processes": 2}, "run in one process"),
+            ("scale", {"group": "none", "processes": 2}, "there is no group 'none'"),
+            ("scale", {"group": "app"}, "scale takes a group and a number or 'auto'"),
         ]
         for verb, args, text in wrong:
             with pytest.raises(Exception, match=re.escape(text)):

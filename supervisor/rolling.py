@@ -1,0 +1,117 @@
+"""The steps by which running processes are exchanged: one slot, or all slots of a group.
+
+On the embedded log a slot has the partitions p with p % slots == slot, so another number of
+slots is another place for nearly every partition: all of them are drained before the first of
+the new ones starts. Each step leaves a running process in every slot, or raises.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from streamd.errors import StreamdError
+from streamd.supervisor.child import Child
+from streamd.supervisor.fleet import Fleet
+from streamd.supervisor.states import State
+from streamd.supervisor.zygote import Code
+
+READY_S = 60.0
+
+SETTLED = (State.RUNNING, State.FATAL, State.BACKOFF, State.STOPPED)
+
+
+class Stopping(StreamdError):
+    """The instance stops: nothing is started any more."""
+
+
+async def replace(fleet: Fleet, child: Child, code: Code | None = None) -> None:
+    """Drain a process, and fork another in its place; returns when that runs.
+
+    Args:
+        code: What to fork from; None: what the fleet runs.
+
+    Raises:
+        StreamdError: It did not come to run; the policy goes on trying.
+    """
+    await fleet.end(child, grace_s(fleet))
+    begin(fleet, [child], code)
+    await wait_ready([child])
+
+
+async def resize(fleet: Fleet, group: str, processes: int, code: Code | None = None) -> None:
+    """Drain all processes of a group, and fork so many; returns when they run.
+
+    Raises:
+        StreamdError: One did not come to run; the policy goes on trying.
+    """
+    before = fleet.of_group(group)
+    await asyncio.gather(*(fleet.end(child, grace_s(fleet)) for child in before))
+    for child in before[processes:]:
+        fleet.remove(child)
+    for slot in range(len(before), processes):
+        fleet.add(f"{group}#{slot}", "agent", group)
+    children = fleet.of_group(group)
+    begin(fleet, children, code)
+    await wait_ready(children)
+
+
+async def dismiss(fleet: Fleet, group: str) -> None:
+    """Drain all processes of a group, and have it no more."""
+    children = fleet.of_group(group)
+    await asyncio.gather(*(fleet.end(child, grace_s(fleet)) for child in children))
+    for child in children:
+        fleet.remove(child)
+
+
+def begin(fleet: Fleet, children: Sequence[Child], code: Code | None = None) -> None:
+    """Start children that have no process.
+
+    Raises:
+        Stopping: Nothing is started any more.
+    """
+    if not fleet.restarting:
+        raise Stopping
+    for child in children:
+        child.code = code
+        fleet.start_anew(child)
+
+
+async def wait_ready(children: Sequence[Child], limit_s: float = READY_S) -> None:
+    """Wait until all of them run.
+
+    Raises:
+        StreamdError: One ended, or was not ready in time.
+    """
+    deadline = asyncio.get_running_loop().time() + limit_s
+    for child in children:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await child.wait_state(*SETTLED)
+        except TimeoutError:
+            raise StreamdError(
+                f"{child} was not ready after {limit_s:g} s",
+                remedy=f"streamd stacks {child.name}",
+            ) from None
+        if trouble := trouble_of(child):
+            raise trouble
+
+
+def trouble_of(child: Child) -> StreamdError | None:
+    """Why a process that was started anew does not do well; None: it does."""
+    if child.state is State.RUNNING and not child.budget.crashes:
+        return None
+    if child.failing is not None:
+        return StreamdError(
+            f"{child.name}: {child.failing.message}",
+            seen=child.failing.seen,
+            remedy=child.failing.remedy,
+        )
+    return StreamdError(
+        f"{child.name} is {child.state.value}: it {child.last_exit}",
+        remedy=f"streamd logs {child.name}",
+    )
+
+
+def grace_s(fleet: Fleet) -> float:
+    """How long a process may drain."""
+    assert fleet.settings is not None
+    return fleet.settings.grace_s
