@@ -15,6 +15,7 @@ REPLY_TO = "Faust-Ag-ReplyTo"
 CORRELATION_ID = "Faust-Ag-CorrelationId"
 
 ON_ERROR = ("retry", "stop", "skip")
+RESTART = ("permanent", "transient", "temporary")
 AUTO = "auto"
 
 Sink = Any  # a function, an async function, a topic or an agent
@@ -37,6 +38,11 @@ class Agent:
             then dead-lettered; "stop": the group stops; "skip": it is dropped with a log line.
         retries: Tries after the first one, before an event is dead-lettered.
         timeout: Longest time for one event, in seconds; then it counts as failed.
+        restart: When its process is started again after it ended by itself. "permanent":
+            always; "transient": unless it ended with exit code 0; "temporary": never.
+        max_memory: Private memory, in bytes, above which its process is drained and replaced;
+            `max_memory` of the settings where left out.
+        nice: How much its process gives way to others, 0 to 19.
     """
 
     def __init__(
@@ -53,6 +59,9 @@ class Agent:
         on_error: str | None,
         retries: int | None,
         timeout: float | None,
+        restart: str | None = None,
+        max_memory: int | None = None,
+        nice: int | None = None,
     ) -> None:
         auto = processes == AUTO
         least = 1 if auto else processes
@@ -65,6 +74,16 @@ class Agent:
             raise AppError(
                 f"agent {name!r} has on_error={on_error!r}: expected {', '.join(ON_ERROR)}"
             )
+        if restart is not None and restart not in RESTART:
+            raise AppError(
+                f"agent {name!r} has restart={restart!r}: expected {', '.join(RESTART)}"
+            )
+        if max_memory is not None and (not isinstance(max_memory, int) or max_memory < 1):
+            raise AppError(
+                f"agent {name!r} has max_memory={max_memory!r}: expected a number of bytes"
+            )
+        if nice is not None and (not isinstance(nice, int) or not 0 <= nice <= 19):
+            raise AppError(f"agent {name!r} has nice={nice!r}: expected 0 to 19")
         self.app = app
         self.fun = fun
         self.name = name
@@ -79,6 +98,9 @@ class Agent:
         self.on_error = on_error
         self.retries = retries
         self.timeout_s = timeout
+        self.restart = restart
+        self.max_memory_bytes = max_memory
+        self.nice = nice
         self.yields = inspect.isasyncgenfunction(fun)
         self.__doc__ = fun.__doc__
         self.__name__ = getattr(fun, "__name__", name)

@@ -194,6 +194,9 @@ class App:
         on_error: str | None = None,
         retries: int | None = None,
         timeout: float | None = None,
+        restart: str | None = None,
+        max_memory: int | None = None,
+        nice: int | None = None,
         key_type: type | None = None,
         value_type: type | None = None,
         key_serializer: str | Codec | None = None,
@@ -230,6 +233,7 @@ class App:
                 self, fun, full, topic,
                 concurrency=concurrency, sink=sink, group=group, processes=processes,
                 on_error=on_error, retries=retries, timeout=timeout,
+                restart=restart, max_memory=max_memory, nice=nice,
             )  # fmt: skip
             self.agents[full] = agent
             return agent
@@ -485,6 +489,9 @@ class App:
                     processes=group.processes,
                     why=group.why,
                     auto=group.auto,
+                    restart=group.restart,
+                    max_memory_bytes=group.max_memory_bytes,
+                    nice=group.nice,
                 )
                 for group in self.groups
             ]

@@ -32,12 +32,14 @@ from streamd.kinds import (
     FALSE_WORDS,
     LEVEL,
     NAMES,
+    NICE,
     OCTAL,
     PATH,
     PORT,
     SIZE,
     TEXT,
     TIMEZONE,
+    VARIABLES,
     Kind,
     Refused,
     choice,
@@ -284,6 +286,35 @@ class Settings:
         "30s",
         "How long a process's loop may stand still before it is replaced; 0: ever.",
     )
+    start_limit = Setting(
+        DURATION,
+        "60s",
+        "How long a process that starts may give no sign of life before it is replaced; the "
+        "time of the import does not count; 0: ever.",
+    )
+    strategy = Setting(
+        choice("one_for_one", "one_for_all", "rest_for_one"),
+        "one_for_one",
+        "What is restarted when a process dies: it alone; or the processes of all groups; or "
+        "its own and those of the groups that start after its own, which send to it.",
+    )
+    fatal_retry = Setting(
+        DURATION,
+        "5m",
+        "How long after a process was given up (FATAL) it is tried once more; 0: never.",
+    )
+    max_memory = Setting(
+        optional(SIZE),
+        None,
+        "Private memory of an agent process above which it is drained and replaced, one "
+        "process at a time.",
+    )
+    memory_check = Setting(
+        DURATION_ABOVE_0,
+        "15s",
+        "How often the private memory of a process is looked at, with jitter; a process is "
+        "replaced only after four times as long.",
+    )
 
     # Web.
     web_enabled = Setting(
@@ -327,6 +358,21 @@ class Settings:
     umask = Setting(optional(OCTAL), None, "Mode bits that new files lack.", early=True)
     nofile = Setting(
         optional(COUNT_FROM_1), None, "Limit of open files for each process.", early=True
+    )
+    nproc = Setting(
+        optional(COUNT_FROM_1), None, "Limit of processes and threads of the user.", early=True
+    )
+    core = Setting(
+        optional(SIZE),
+        None,
+        "Largest core file of a process that crashes; 0: none.",
+        early=True,
+    )
+    nice = Setting(
+        optional(NICE), None, "How much all processes give way to others, 0 to 19.", early=True
+    )
+    env = Setting(
+        VARIABLES, [], "Environment variables of all processes, as NAME=value.", early=True
     )
 
     table: ClassVar[dict[str, Setting[Any]]]

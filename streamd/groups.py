@@ -36,6 +36,23 @@ class Group:
         """True if the number follows how far it is behind, as one of its agents asks for."""
         return any(agent.auto for agent in self.agents)
 
+    @property
+    def restart(self) -> str:
+        """When its processes are started again: what its agents say, else "permanent"."""
+        said = [agent.restart for agent in self.agents if agent.restart is not None]
+        return said[0] if said else "permanent"
+
+    @property
+    def max_memory_bytes(self) -> int:
+        """Above how much private memory a process is replaced; 0: its agents do not say."""
+        said = [agent.max_memory_bytes for agent in self.agents if agent.max_memory_bytes]
+        return max(said, default=0)
+
+    @property
+    def nice(self) -> int:
+        """How much its processes give way: the least that any of its agents asks for."""
+        return min((agent.nice or 0 for agent in self.agents), default=0)
+
 
 def work_out(
     agents: Sequence[Agent],
@@ -59,6 +76,7 @@ def work_out(
         group = groups.setdefault(names[agent.name], Group(names[agent.name]))
         group.agents.append(agent)
         agent.group = group.name
+    _refuse_two_restarts(groups.values())
     _place_tables(tables, agents, uses, groups)
     for used in others:
         for table in used.tables.values():
@@ -104,6 +122,18 @@ def _merge(agents: Sequence[Agent], uses: Mapping[str, Uses]) -> dict[str, str]:
         or by_name[find(agent.name)].label
         for agent in agents
     }
+
+
+def _refuse_two_restarts(groups: Iterable[Group]) -> None:
+    for group in groups:
+        said = {agent.restart: agent.name for agent in group.agents if agent.restart}
+        if len(said) > 1:
+            raise AppError(
+                f"the agents of group {group.name!r} share a process and say different things "
+                "about its restart: "
+                + ", ".join(f"{name} says {kind!r}" for kind, name in said.items()),
+                remedy="give them the same restart=, or groups of their own",
+            )
 
 
 def _place_tables(

@@ -76,6 +76,10 @@ class StartSpec(msgspec.Struct, frozen=True):
     umask: int | None = None
     nofile: int | None = None
     ready_fd: int = -1  # where progress goes as JSON lines, or -1
+    nproc: int | None = None
+    core_bytes: int | None = None
+    nice: int | None = None
+    env: list[str] = []  # "NAME=value", for every process
 
 
 def boot_id() -> str:

@@ -292,6 +292,15 @@ def _names(value: object) -> list[str]:
     return [_text(part) for part in value]
 
 
+def _variables(value: object) -> list[str]:
+    given = _names(value)
+    for each in given:
+        name, equals, _ = each.partition("=")
+        if not equals or not name.isidentifier():
+            raise Refused(f"{each!r} sets no variable")
+    return given
+
+
 def choice(*words: str, **others: str) -> Kind[str]:
     def parse(value: object) -> str:
         # Enum members of Faust's carry the word as their value.
@@ -357,6 +366,8 @@ SIZE = Kind(
 COUNT = Kind("a whole number from 0", _integer(0))
 COUNT_FROM_1 = Kind("a whole number from 1", _integer(1))
 PORT = Kind("a port number from 0 to 65535", _integer(0, 65535))
+NICE = Kind("a whole number from 0 to 19", _integer(0, 19))
+VARIABLES = Kind("a list of NAME=value", _variables, show=", ".join)
 OCTAL = Kind("an octal number such as 022", _octal, show=lambda value: f"{value:03o}")
 TIMEZONE = Kind(
     "a time zone such as Europe/Vienna", _timezone, show=_zone_name, plain=_zone_name

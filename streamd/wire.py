@@ -132,6 +132,9 @@ class GroupInfo(Message):
     processes: int
     why: str  # one line: why these belong together
     auto: bool = False  # their number follows how far it is behind; `processes` is the least
+    restart: str = "permanent"  # "permanent" | "transient" | "temporary"
+    max_memory_bytes: int = 0  # private memory of a process; 0: what the settings say
+    nice: int = 0  # added to what the instance has
 
 
 class SettingInfo(Message):

@@ -201,6 +201,10 @@ def make_spec(options: Given, mode: str, *, foreground: bool) -> StartSpec:
         group=early.group,
         umask=early.umask,
         nofile=early.nofile,
+        nproc=early.nproc,
+        core_bytes=early.core,
+        nice=early.nice,
+        env=early.env,
     )
 
 
