@@ -3,6 +3,7 @@
 Nothing here does I/O or reads a clock: `now` is in monotonic seconds.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from streamd.wire import Hello
 LATE_S = 2.0  # of work waiting: behind
 LATE_EVENTS = 100  # fewer are nobody's concern
 LATE_HOLD_S = 5.0  # behind for so long: more processes
+CATCH_UP_S = 30.0  # in which more processes should work off what waits
 REST_S = 15.0  # after a change, until its effect is seen
 QUIET_S = 0.5  # of work waiting: not behind
 QUIET_HOLD_S = 60.0  # too many for so long: one less
@@ -90,10 +92,11 @@ def next_to_shrink(loads: Iterable[Load]) -> Load | None:
 class AutoScale:
     """Lets one group's processes follow how far it is behind.
 
-    Up: doubled, where it is behind for a while; taken back where that brought nothing, so a
-    group that waits for something else does not grow. Down: one less, where the others could
-    do the work with room to spare, by what they were seen to do when there was enough of it.
-    What leads up and what leads down lie apart, and each must hold for a while.
+    Up: where it is behind for a while, by as many as catch up soon, at most doubled; taken back
+    where that brought nothing, so a group that waits for something else does not grow.
+    Down: one less, where the others could do the work with room to spare, by what they were
+    seen to do when there was enough of it. What leads up and what leads down lie apart, and
+    each must hold for a while.
     """
 
     capacity: float = 0.0  # events a second that one process was seen to do; 0: not known
@@ -131,9 +134,10 @@ class AutoScale:
         if load.processes >= most or now < self._in_vain_until:
             return None
         self._before = load.processes, load.rate
+        more = math.ceil(load.behind / CATCH_UP_S / self.capacity)
         return self._go(
             load,
-            min(most, 2 * load.processes),
+            min(most, 2 * load.processes, load.processes + more),
             now,
             f"{load.behind} events behind, {work_s:.0f} s of work",
         )

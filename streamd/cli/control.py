@@ -169,7 +169,7 @@ def _follow(folder: Folder, timeout_s: float, verb: str, **args: Any) -> dict[st
                 return await follow()
         except TimeoutError:
             raise TimedOut(
-                f"the {verb} of {folder.path.name} is not done after {timeout_s:g} s; it goes on",
+                f"{verb} of {folder.path.name} is not done after {timeout_s:g} s; it goes on",
                 remedy=f"streamd status --name {folder.path.name}",
             ) from None
 
