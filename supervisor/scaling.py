@@ -11,7 +11,8 @@ from streamd.errors import UsageError
 from streamd.wire import Hello
 
 LATE_S = 2.0  # of work waiting: behind
-LATE_EVENTS = 100  # fewer are nobody's concern
+LATE_EVENTS = 10  # fewer are nobody's concern
+LEAST_RATE = 0.01  # events a second; with less it stands still
 LATE_HOLD_S = 5.0  # behind for so long: more processes
 CATCH_UP_S = 30.0  # in which more processes should work off what waits
 REST_S = 15.0  # after a change, until its effect is seen
@@ -112,7 +113,7 @@ class AutoScale:
             return self._go(
                 load, min(max(load.processes, least), most), now, "its bounds changed"
             )
-        late = load.rate > 0.0 and load.behind > max(LATE_EVENTS, load.rate * LATE_S)
+        late = load.rate > LEAST_RATE and load.behind > max(LATE_EVENTS, load.rate * LATE_S)
         if late:
             self._late_since = now if self._late_since is None else self._late_since
         else:
