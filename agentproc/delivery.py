@@ -1,31 +1,28 @@
 """Handing events to an agent, and settling them.
 
-A `Run` is a batch, decoded for one agent. A `Feed` holds an agent's runs. An `Actor` is one
-running instance of the agent: the source of its stream and the scope of its code. Events are
-handed out in strides: a slice of a run that the stream walks through by index. A stride is
-settled when its agent asks beyond it; its length follows the time that events take, so that
-fast events cost next to nothing and a slow one stands alone.
+A `Feed` holds an agent's runs (runs.py). An `Actor` is one running instance of the agent: the
+source of its stream and the scope of its code. Events are handed out in strides: a slice of a
+run that the stream walks through by index. A stride is settled when its agent asks beyond it;
+its length follows the time that events take, so that fast events cost next to nothing and a
+slow one stands alone.
 """
 
 import asyncio
 import time
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 from streamd.agentproc.beats import Place
-from streamd.agentproc.broker import TP, Batch, Output
+from streamd.agentproc.broker import TP
 from streamd.agentproc.offsets import Window
 from streamd.agentproc.outbox import new_lanes
+from streamd.agentproc.runs import Run
 from streamd.agents import CORRELATION_ID, REPLY_TO, Agent
 from streamd.context import Buffered, Callback, Lanes, Placed, Record, RecordMetadata
-from streamd.errors import DecodeError
-from streamd.events import Event, Message
+from streamd.events import Event
 from streamd.streams import Stream
-from streamd.topics import Topic
 
 if TYPE_CHECKING:
     from streamd.agentproc.engine import Engine
@@ -35,117 +32,6 @@ STRIDE_LOW_S = 0.0005  # a stride that took less is doubled
 STRIDE_HIGH_S = 0.002  # one that took more is cut
 HELD_BACK_EVENTS = 8000  # of a partition, in work or settled behind one that is
 TURN_S = 0.005  # after so long without a suspension an agent lets the loop turn
-
-
-@dataclass
-class Trial:
-    """An event that is not handed out as the others are."""
-
-    tries: int = 0  # that failed
-    not_before: float = 0.0  # monotonic; when it may be tried again
-    refused: str | None = None  # it is not tried (again), for this reason
-    error: str = ""  # the last one
-    skip: bool = False  # refused without a dead letter
-
-
-class Run:
-    """The events of one batch, decoded for one agent."""
-
-    __slots__ = (
-        "tp", "topic", "positions", "values", "raw_keys", "raw_values", "timestamps",
-        "headers", "end", "cursor", "trials", "_stops", "_keys",
-    )  # fmt: skip
-
-    def __init__(self, batch: Batch, topic: Topic, values: Sequence[Any], cursor: int) -> None:
-        self.tp = batch.tp
-        self.topic = topic
-        self.positions = batch.positions
-        self.values = values
-        self.raw_keys = batch.keys
-        self.raw_values = batch.values
-        self.timestamps = batch.timestamps
-        self.headers = batch.headers
-        self.end = batch.end
-        self.cursor = cursor  # of the next event to hand out
-        self.trials: dict[int, Trial] = {}  # index -> how it is to be handed out
-        self._stops: list[int] = []
-        self._keys: list[Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def try_apart(self, index: int, trial: Trial) -> None:
-        """Hand out this event alone, or not at all."""
-        self.trials[index] = trial
-        self._stops = sorted(self.trials)
-
-    def part(self, start: int, end: int) -> "Run":
-        """A run of its own of the events from `start` up to `end`."""
-        part = Run.__new__(Run)
-        part.tp, part.topic = self.tp, self.topic
-        part.positions = self.positions[start:end]
-        part.values = self.values[start:end]
-        part.raw_keys = self.raw_keys[start:end]
-        part.raw_values = self.raw_values[start:end]
-        part.timestamps = self.timestamps[start:end]
-        part.headers = None if self.headers is None else self.headers[start:end]
-        part.end = self.position_after(end)
-        part.cursor = 0
-        part.trials = {i - start: t for i, t in self.trials.items() if start <= i < end}
-        part._stops = sorted(part.trials)
-        part._keys = None if self._keys is None else self._keys[start:end]
-        return part
-
-    def is_due(self, now: float) -> bool:
-        """May the next event be handed out now, as far as its own trial goes?"""
-        trial = self.trials.get(self.cursor)
-        return trial is None or trial.refused is not None or trial.not_before <= now
-
-    def next_stop(self, index: int) -> int:
-        """The first event from `index` on that is handed out alone; the run's end without."""
-        at = bisect_left(self._stops, index)
-        return self._stops[at] if at < len(self._stops) else len(self.values)
-
-    def position_after(self, index: int) -> int:
-        """The position to go on from when everything before `index` is settled."""
-        return self.positions[index] if index < len(self.values) else self.end
-
-    def keys(self) -> list[Any]:
-        """The decoded keys; bytes where a key is not of its type."""
-        if self._keys is None:
-            codec = self.topic.key_codec
-            try:
-                self._keys = codec.decode_many(self.raw_keys)
-            except DecodeError:
-                self._keys = [_key(codec, data) for data in self.raw_keys]
-        return self._keys
-
-    def event(self, index: int, app: Any) -> Event:
-        """One event with everything that is known of it."""
-        headers = self.headers[index] if self.headers is not None else ()
-        message = Message(
-            self.tp.topic,
-            self.tp.partition,
-            self.positions[index],
-            self.timestamps[index],
-            self.raw_keys[index],
-            self.raw_values[index],
-            headers,
-        )
-        return Event(app, self.keys()[index], self.values[index], dict(headers), message)
-
-    def header(self, index: int, name: str) -> bytes | None:
-        """One header of an event."""
-        if self.headers is None:
-            return None
-        return next((value for header, value in self.headers[index] if header == name), None)
-
-
-def _key(codec: Any, data: bytes | None) -> Any:
-    try:
-        return None if data is None else codec.decode(data)
-    except DecodeError:
-        return data
 
 
 class Sent(NamedTuple):
@@ -521,20 +407,3 @@ class Actor:
     def _time_out(self) -> None:
         self.timed_out = True
         self.engine.time_out(self)
-
-
-def dead_letter(run: Run, index: int, agent: str, trial: Trial, topic: str) -> Output:
-    """The record that tells of an event that was given up: its bytes, and why in headers."""
-    headers = [
-        ("streamd-reason", (trial.refused or "").encode()),
-        ("streamd-error", trial.error.encode()),
-        ("streamd-agent", agent.encode()),
-        ("streamd-topic", run.tp.topic.encode()),
-        ("streamd-partition", str(run.tp.partition).encode()),
-        ("streamd-offset", str(run.positions[index]).encode()),
-        ("streamd-tries", str(trial.tries).encode()),
-        *(run.headers[index] if run.headers is not None else []),
-    ]
-    return Output(
-        TP(topic, 0), [run.raw_keys[index]], [run.raw_values[index]], [time.time()], [headers]
-    )

@@ -31,11 +31,14 @@ from streamd.agentproc.broker import (
     Subscription,
     TableChange,
 )
-from streamd.agentproc.delivery import Actor, Feed, Run, Sent, Trial, dead_letter
+from streamd.agentproc.delivery import Actor, Feed, Sent
 from streamd.agentproc.errand import Errand
 from streamd.agentproc.outbox import new_lanes, outputs_of
 from streamd.agentproc.replying import refuse, reply, text_of
 from streamd.agentproc.routing import place_of
+from streamd.agentproc.runs import Run
+from streamd.agentproc.statistics import Statistics
+from streamd.agentproc.trials import RETRY_MAX_S, Trial, Trials, dead_letter, stopped
 from streamd.agents import CORRELATION_ID, REPLY_TO, Agent, AgentFailed
 from streamd.app import App
 from streamd.context import Callback, Lanes, Record, RecordMetadata, current_scope
@@ -52,7 +55,6 @@ WAITING_EVENTS = 8000  # read on only below this
 MOST_WAITING_EVENTS = 32_000  # below this, for an agent that has none
 WAITING_RECORDS = 50_000  # sends that may wait do so above this
 CAREFUL_EVENTS = 20_000  # more than were in work when a process died
-RETRY_MAX_S = 5.0
 IDLE_RESTART_S = 1.0
 CANCEL_AGAIN_S = 1.0
 ASK_PATIENCE_S = 0.5  # then an ask of another group may need any agent of this one
@@ -120,12 +122,7 @@ class Engine:
         self._actors: dict[asyncio.Task[None], Actor] = {}
         self._entered: int | None = -1  # the partition that the tables write to
         self._committed: dict[tuple[str, TP], int] = {}
-        self._trials: dict[tuple[str, TP, int], Trial] = {
-            (s.agent, TP(s.topic, s.partition), s.position): Trial(
-                tries=s.deaths, refused=f"it took its process down {s.deaths} times"
-            )
-            for s in parked
-        }
+        self._trials = Trials(app.settings, parked)
         self._mail: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._reading: asyncio.Task[None] | None = None
         self._checkpointing: asyncio.Task[None] | None = None
@@ -274,16 +271,8 @@ class Engine:
             for index, reason in bad.items():
                 if index >= cursor:
                     run.try_apart(index, Trial(refused="it cannot be decoded", error=reason))
-            if self._trials:
-                self._mark_trials(run, feed.agent.name)
+            self._trials.mark(run, feed.agent.name)
             feed.add(run)
-
-    def _mark_trials(self, run: Run, agent: str) -> None:
-        for (name, tp, position), trial in self._trials.items():
-            if name == agent and tp == run.tp:
-                index = _index_in(run.positions, position)
-                if index is not None and index >= run.cursor:
-                    run.try_apart(index, trial)
 
     # Working.
 
@@ -412,8 +401,7 @@ class Engine:
         if self.careful and sum(self._statistics.events.values()) >= CAREFUL_EVENTS:
             self.careful = False
         self._dirty.set()
-        if self._trials:
-            self._forget_trials(actor.agent.name)
+        self._trials.forget_settled(actor.agent.name, self.positions)
         if actor.alone:
             actor.alone = False
             if self._solo is actor:
@@ -440,15 +428,6 @@ class Engine:
     def _wake_feeds(self) -> None:
         for feed in self._feeds:
             feed.wake()
-
-    def _forget_trials(self, agent: str) -> None:
-        done = [
-            key
-            for key in self._trials
-            if key[0] == agent and self.positions[agent, key[1]] > key[2]
-        ]
-        for key in done:
-            del self._trials[key]
 
     # Events that fail.
 
@@ -529,41 +508,14 @@ class Engine:
         if isinstance(error, asyncio.CancelledError) and actor.timed_out:
             error = TimeoutError(f"it took longer than {actor.agent.timeout_s:g} s")
         for run, i in events:
-            self._judge(actor.agent, run, i, error)
+            self._trials.judge(actor.agent, run, i, error)
         for other in self._actors.values():
             if other.asks[actor.agent.name]:
                 # Its next try asks anew: without an end to its tries there would be none.
                 failed = AgentFailed(f"agent {actor.agent.name!r}, which it asked, failed")
                 for run, i in other.failed_events():
-                    self._judge(other.agent, run, i, failed)
+                    self._trials.judge(other.agent, run, i, failed)
         await self._roll_back(actor)
-
-    def _judge(self, agent: Agent, run: Run, index: int, error: BaseException) -> None:
-        settings = self.app.settings
-        place = f"{run.tp}@{run.positions[index]}"
-        key = (agent.name, run.tp, run.positions[index])
-        trial = self._trials.setdefault(key, Trial())
-        trial.tries += 1
-        trial.error = f"{type(error).__name__}: {error}"
-        policy = agent.on_error or settings.on_error
-        retries = settings.retries if agent.retries is None else agent.retries
-        if policy == "stop":
-            raise _stopped(agent.name, place, trial.error) from error
-        if policy == "skip":
-            trial.refused, trial.skip = "on_error is skip", True
-            next_step = "it is skipped"
-        elif trial.tries > retries:
-            trial.refused = f"{trial.tries} tries failed"
-            next_step = "it goes to the dead letters"
-        else:
-            self._statistics.retries += 1
-            pause_s = min(settings.retry_backoff * 2 ** (trial.tries - 1), RETRY_MAX_S)
-            trial.not_before = time.monotonic() + pause_s
-            next_step = f"try {trial.tries + 1} of {retries + 1} in {pause_s:.1f} s"
-        log.error(
-            "agent %s failed on %s: %s; %s",
-            agent.name, place, trial.error, next_step, exc_info=error,
-        )  # fmt: skip
 
     async def _failed_without_event(
         self, actor: Actor, index: int, error: BaseException
@@ -571,7 +523,7 @@ class Engine:
         self._unsettled_failures += 1
         log.error("agent %s failed between events", actor.agent.name, exc_info=error)
         if self._unsettled_failures > self.app.settings.retries:
-            raise _stopped(actor.agent.name, "its start", f"{type(error).__name__}: {error}")
+            raise stopped(actor.agent.name, "its start", f"{type(error).__name__}: {error}")
         pause_s = min(
             self.app.settings.retry_backoff * 2**self._unsettled_failures, RETRY_MAX_S
         )
@@ -890,6 +842,7 @@ class Engine:
     def statistics(self) -> "Statistics":
         """Counters since the start; `behind` as of the last checkpoint."""
         self._statistics.behind = self.session.behind() if self.ready.is_set() else {}
+        self._statistics.retries = self._trials.retries
         return self._statistics
 
     def busy_with(self) -> list[str]:
@@ -898,38 +851,11 @@ class Engine:
         return [worker.describe() for worker in running]
 
 
-class Statistics:
-    """What an engine counts."""
-
-    def __init__(self) -> None:
-        self.events: dict[str, int] = defaultdict(int)  # agent -> settled
-        self.behind: dict[str, int] = {}  # agent -> not settled
-        self.checkpoints = 0
-        self.checkpoint_ms = 0.0  # moving mean
-        self.errors = 0
-        self.retries = 0
-        self.dead_letters = 0
-        self.sent = 0
-
-    def checkpointed(self, took_s: float, checkpoint: Checkpoint) -> None:
-        """A checkpoint was committed."""
-        self.checkpoints += 1
-        self.sent += sum(len(output.keys) for output in checkpoint.outputs)
-        self.checkpoint_ms += (took_s * 1000 - self.checkpoint_ms) / min(self.checkpoints, 20)
-
-
 def _error_of(task: asyncio.Task[None]) -> BaseException | None:
     """What a task that ended raised."""
     if task.cancelled():
         return asyncio.CancelledError("its task was cancelled")
     return task.exception()
-
-
-def _index_in(positions: Any, position: int) -> int | None:
-    try:
-        return int(positions.index(position))
-    except ValueError:
-        return None
 
 
 async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:
@@ -968,12 +894,3 @@ def _joined(outputs: list[Output], letters: list[Output]) -> list[Output]:
             first.headers += letter.headers
         outputs.append(first)
     return outputs
-
-
-def _stopped(agent: str, place: str, error: str) -> StreamdError:
-    stopped = StreamdError(
-        f"agent {agent!r} stops at {place}: {error}",
-        remedy="mend the agent and start its group again: nothing was lost",
-    )
-    stopped.exit_code = 78
-    return stopped

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from flowing import app_of, eventually, flow_test, running
 
-from streamd.agentproc.delivery import Run
 from streamd.agentproc.engine import RolledBack
+from streamd.agentproc.runs import Run
 from streamd.agents import AgentFailed
 from streamd.app import App
 from streamd.errors import BrokerError, TableError

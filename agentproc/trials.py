@@ -1,0 +1,127 @@
+"""Events that are not handed out as the others are: they failed, or cannot be tried at all.
+
+A trial is kept by agent and position until the event is settled, so it outlives the roll-back
+that follows a failure.
+"""
+
+import logging
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamd.agentproc.broker import TP, Output
+from streamd.agents import Agent
+from streamd.config import Settings
+from streamd.errors import StreamdError
+from streamd.wire import Suspect
+
+if TYPE_CHECKING:
+    from streamd.agentproc.runs import Run
+
+log = logging.getLogger(__name__)
+
+RETRY_MAX_S = 5.0
+
+
+@dataclass
+class Trial:
+    """An event that is not handed out as the others are."""
+
+    tries: int = 0  # that failed
+    not_before: float = 0.0  # monotonic; when it may be tried again
+    refused: str | None = None  # it is not tried (again), for this reason
+    error: str = ""  # the last one
+    skip: bool = False  # refused without a dead letter
+
+
+class Trials:
+    """The trials of one group."""
+
+    def __init__(self, settings: Settings, parked: Iterable[Suspect]) -> None:
+        self._settings = settings
+        self._trials: dict[tuple[str, TP, int], Trial] = {
+            (s.agent, TP(s.topic, s.partition), s.position): Trial(
+                tries=s.deaths, refused=f"it took its process down {s.deaths} times"
+            )
+            for s in parked
+        }
+        self.retries = 0  # tries that were granted
+
+    def mark(self, run: "Run", agent: str) -> None:
+        """Set apart the events of a run that are on trial."""
+        for (name, tp, position), trial in self._trials.items():
+            if name == agent and tp == run.tp:
+                index = bisect_left(run.positions, position)
+                if run.cursor <= index < len(run) and run.positions[index] == position:
+                    run.try_apart(index, trial)
+
+    def forget_settled(self, agent: str, positions: Mapping[tuple[str, TP], int]) -> None:
+        """Drop the trials that are over."""
+        if not self._trials:
+            return
+        self._trials = {
+            key: trial
+            for key, trial in self._trials.items()
+            if key[0] != agent or positions[agent, key[1]] <= key[2]
+        }
+
+    def judge(self, agent: Agent, run: "Run", index: int, error: BaseException) -> None:
+        """An event failed: say whether and when it is tried again.
+
+        Raises:
+            StreamdError: The agent's `on_error` is "stop".
+        """
+        settings = self._settings
+        place = f"{run.tp}@{run.positions[index]}"
+        key = (agent.name, run.tp, run.positions[index])
+        trial = self._trials.setdefault(key, Trial())
+        trial.tries += 1
+        trial.error = f"{type(error).__name__}: {error}"
+        policy = agent.on_error or settings.on_error
+        retries = settings.retries if agent.retries is None else agent.retries
+        if policy == "stop":
+            raise stopped(agent.name, place, trial.error) from error
+        if policy == "skip":
+            trial.refused, trial.skip = "on_error is skip", True
+            next_step = "it is skipped"
+        elif trial.tries > retries:
+            trial.refused = f"{trial.tries} tries failed"
+            next_step = "it goes to the dead letters"
+        else:
+            self.retries += 1
+            pause_s = min(settings.retry_backoff * 2 ** (trial.tries - 1), RETRY_MAX_S)
+            trial.not_before = time.monotonic() + pause_s
+            next_step = f"try {trial.tries + 1} of {retries + 1} in {pause_s:.1f} s"
+        log.error(
+            "agent %s failed on %s: %s; %s",
+            agent.name, place, trial.error, next_step, exc_info=error,
+        )  # fmt: skip
+
+
+def dead_letter(run: "Run", index: int, agent: str, trial: Trial, topic: str) -> Output:
+    """The record that tells of an event that was given up: its bytes, and why in headers."""
+    headers = [
+        ("streamd-reason", (trial.refused or "").encode()),
+        ("streamd-error", trial.error.encode()),
+        ("streamd-agent", agent.encode()),
+        ("streamd-topic", run.tp.topic.encode()),
+        ("streamd-partition", str(run.tp.partition).encode()),
+        ("streamd-offset", str(run.positions[index]).encode()),
+        ("streamd-tries", str(trial.tries).encode()),
+        *(run.headers[index] if run.headers is not None else []),
+    ]
+    return Output(
+        TP(topic, 0), [run.raw_keys[index]], [run.raw_values[index]], [time.time()], [headers]
+    )
+
+
+def stopped(agent: str, place: str, error: str) -> StreamdError:
+    """What ends a group whose agent must not go on."""
+    ended = StreamdError(
+        f"agent {agent!r} stops at {place}: {error}",
+        remedy="mend the agent and start its group again: nothing was lost",
+    )
+    ended.exit_code = 78
+    return ended
