@@ -109,6 +109,9 @@ class Child:
         self.restarts = 0
         self.budget = Restarts()
         self.careful = False  # the last death was of the crash class
+        self.hangs = 0  # runs that were ended because they hung
+        self.recycles = 0  # runs that were replaced because they had grown
+        self.last_lines: list[str] = []  # of the run after which it was given up
         self.retry_at: float | None = None  # monotonic
         self.last_exit: str | None = None
         self.exit_code = 0

@@ -12,7 +12,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from streamd.supervisor.child import Child, Run, identity_of, spawn
 from streamd.supervisor.logs import LogPipe, Logs
 from streamd.supervisor.owners import OwnerMap
 from streamd.supervisor.pages import BeatPage, DumpFile
-from streamd.supervisor.policy import Ending, Exit, HangWatch, Suspects
+from streamd.supervisor.policy import Ending, Exit, HangWatch, RestartType, Suspects
 from streamd.supervisor.reaper import Reaper
 from streamd.supervisor.registry import Registry
 from streamd.supervisor.settings import Settings
@@ -43,6 +43,7 @@ from streamd.wire import (
     Fork,
     Forked,
     ForkFailed,
+    GroupInfo,
     GroupPlan,
     Hello,
     Import,
@@ -63,6 +64,7 @@ LINK_BYTES = 4096
 LAST_WORDS_S = 0.05
 DECLARE_S = 30.0
 ZYGOTE_END_S = 2.0
+LAST_LINES = 10  # of the log of a process that is given up
 
 ZYGOTE = "zygote"
 NEXT_ZYGOTE = "zygote-new"  # while a reload is under way
@@ -73,6 +75,7 @@ KINDS = ("zygote", "log", "canary", "agent", "web")  # the order of the children
 OF_ENDING = {
     Ending.OUTSIDE: " from outside",
     Ending.OUT_OF_MEMORY: ": the kernel was out of memory",
+    Ending.EARLY: ", which nobody had asked it to",
 }
 
 
@@ -128,6 +131,7 @@ class Fleet:
         self._runs: dict[Link, tuple[Child, Run]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kills_for_memory = kernel_kills()
+        self._together: Child | None = None  # whose death others are restarted with
 
     # What there is.
 
@@ -615,6 +619,8 @@ class Fleet:
         if run.plan is not None and child.kind == "agent" and policy.is_crash(ending):
             self._suspect(child, run.plan, place)
         child.careful = policy.is_crash(ending) or (child.careful and settled == 0)
+        if run.killed_as is Ending.HANG and child.kind != "zygote":
+            child.hangs += 1
         self._decide(child, ending, uptime_s=uptime_s, settled=settled)
 
     def _decide(self, child: Child, ending: Ending, *, uptime_s: float, settled: int) -> None:
@@ -632,26 +638,112 @@ class Fleet:
             uptime_s=uptime_s,
             settled=settled,
             random=random.random(),
+            type=self.restart_type(child),
         )
         if not self.restarting:
             child.move(Event.STOP)
+        elif decision.done:
+            child.move(Event.STOP)
+            self.note("INFO", f"{child.name} is not restarted: {decision.reason}")
         elif not decision.restart:
-            child.move(Event.GIVE_UP)
-            self.note(
-                "ERROR", f"{child.name} is FATAL: {decision.reason}; last: {child.last_exit}"
+            self._give_up(child, decision, time.time() - uptime_s)
+        elif (others := self._dying_with(child)) and self._together is None:
+            child.move(Event.DELAY)
+            self._together = child
+            names = ", ".join(other.name for other in others)
+            self.note("WARNING", f"{child.name} died; restarted with it: {names}")
+            self.spawn_task(
+                self._restart_together(child, others, decision.delay_s),
+                f"restart with {child.name}",
             )
         elif decision.delay_s == 0.0:
             child.restarts += 1
             self.start(child, Event.RESTART)
         else:
             child.move(Event.DELAY)
-            child.retry_at = time.monotonic() + decision.delay_s
             log.warning(
                 "%s is restarted in %.1f s (%s)", child.name, decision.delay_s, decision.reason
             )
-            asyncio.get_running_loop().call_at(
-                child.retry_at, self._retry, child, child.retry_at
-            )
+            self._call_at(child, decision.delay_s, self._retry)
+
+    def _give_up(self, child: Child, decision: policy.Decision, since: float) -> None:
+        child.move(Event.GIVE_UP)
+        lines = self._logs.select(
+            lambda process: process == child.name, lines=LAST_LINES, level="DEBUG", since=since
+        )
+        child.last_lines = [line.text for line in lines]
+        text = f"{child.name} is FATAL: {decision.reason}; last: {child.last_exit}"
+        if child.last_lines:
+            text += "\nits last lines:\n" + "\n".join(child.last_lines)
+        self.note("ERROR", text)
+        retry_s = self.settings.fatal_retry_s if self.settings is not None else 0.0
+        if decision.probe and retry_s > 0.0:
+            self._call_at(child, retry_s, self._probe)
+
+    def _call_at(
+        self, child: Child, delay_s: float, then: Callable[[Child, float], None]
+    ) -> None:
+        child.retry_at = time.monotonic() + delay_s
+        asyncio.get_running_loop().call_at(child.retry_at, then, child, child.retry_at)
+
+    def _probe(self, child: Child, due: float) -> None:
+        """Try once more what was given up."""
+        if child.state is State.FATAL and child.retry_at == due and self.restarting:
+            self.note("INFO", f"{child.name} was given up; it is tried once more")
+            child.budget.probing = True
+            child.restarts += 1
+            self.start(child)
+
+    def restart_type(self, child: Child) -> RestartType:
+        """When a child is started again after it ended by itself."""
+        group = self.group_info(child)
+        return RestartType(group.restart) if group is not None else RestartType.PERMANENT
+
+    def group_info(self, child: Child) -> GroupInfo | None:
+        """What the app says about the group of an agent process; None: it runs all groups."""
+        hello = (child.code or self.code).hello
+        if child.kind != "agent" or hello is None or self._spec.mode == "worker":
+            return None
+        return next((group for group in hello.groups if group.name == child.group), None)
+
+    def _dying_with(self, child: Child) -> list[Child]:
+        """The other processes that are restarted when this one died, in order of the start."""
+        if child.kind != "agent" or self.settings is None or self.hello is None:
+            return []
+        groups = policy.dies_with(
+            self.settings.strategy, child.group, [group.name for group in self.hello.groups]
+        )
+        return [
+            other
+            for group in groups
+            for other in self.of_group(group)
+            if other is not child and other.state.has_process
+        ]
+
+    async def _restart_together(
+        self, child: Child, others: Sequence[Child], delay_s: float
+    ) -> None:
+        """End the others warm, sources first; then start all of them, sinks first."""
+        assert self.settings is not None
+        due = time.monotonic() + delay_s
+        try:
+            for other in reversed(others):
+                await self.end(other, self.settings.grace_s)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+        finally:
+            self._together = None
+        if not self.restarting:
+            return
+        assert self.hello is not None
+        order = policy.start_order([group.name for group in self.hello.groups])
+        there = [each for each in (child, *others) if self.children.get(each.name) is each]
+        for each in sorted(there, key=lambda each: order.index(each.group)):
+            if each is child and each.state is State.BACKOFF:
+                each.restarts += 1
+                self.start(each, Event.RETRY)
+            elif each.state is State.STOPPED:
+                each.restarts += 1
+                self.start(each)
 
     def _retry(self, child: Child, due: float) -> None:
         if child.state is State.BACKOFF and child.retry_at == due and self.restarting:

@@ -353,8 +353,13 @@ class Master:
             StreamdError: It says that it can never run.
         """
         self._progress.tell(child.name, "starting")
-        if await child.wait_state(State.RUNNING, State.FATAL) is State.RUNNING:
+        state = await child.wait_state(State.RUNNING, State.FATAL, State.STOPPED)
+        if state is State.RUNNING:
             self._tell_ready(child)
+            return
+        if state is State.STOPPED:
+            # It has done what it was for; its restart type says that it stays so.
+            self._progress.tell(child.name, "ended", child.last_exit or "")
             return
         self._progress.tell(child.name, "fatal", child.last_exit or "")
         if child.exit_code == 78:

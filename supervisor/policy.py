@@ -31,11 +31,28 @@ class Ending(Enum):
     """Why a run ended, as far as a restart depends on it."""
 
     CRASH = "crash"
+    EARLY = "ended by itself"  # with exit code 0, which nobody had asked for
     HANG = "hang"
     OUT_OF_MEMORY = "out of memory"
     OUTSIDE = "ended from outside"
     DEPENDENCY = "dependency"  # a broker that cannot be reached
     PERMANENT = "permanent"  # nothing that a restart would change
+
+
+class RestartType(Enum):
+    """When a process is started again after it ended by itself; OTP's three."""
+
+    PERMANENT = "permanent"  # always
+    TRANSIENT = "transient"  # unless it ended with exit code 0
+    TEMPORARY = "temporary"  # never
+
+
+class Strategy(Enum):
+    """What is restarted with a process that died; OTP's three, over groups."""
+
+    ONE_FOR_ONE = "one_for_one"  # nothing
+    ONE_FOR_ALL = "one_for_all"  # the processes of all groups
+    REST_FOR_ONE = "rest_for_one"  # those of the groups that start after its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +70,16 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with a process that ended."""
+    """What to do with a process that ended: start it again, after a while, or not.
+
+    One that is not restarted is FATAL, or STOPPED when it is `done`, as its restart type wants.
+    """
 
     restart: bool
     delay_s: float
     reason: str
+    done: bool = False
+    probe: bool = False  # FATAL, but worth another try after a long time
 
 
 def signal_name(number: int) -> str:
@@ -78,6 +100,8 @@ def classify(exit: Exit, *, out_of_memory: bool = False) -> Ending:
         if exit.signal == signal.SIGKILL and out_of_memory:
             return Ending.OUT_OF_MEMORY
         return Ending.OUTSIDE if exit.signal in _FROM_OUTSIDE else Ending.CRASH
+    if exit.code == 0:
+        return Ending.EARLY
     if exit.code == 78:
         return Ending.PERMANENT
     if exit.code == 69:
@@ -87,7 +111,7 @@ def classify(exit: Exit, *, out_of_memory: bool = False) -> Ending:
 
 def is_crash(ending: Ending) -> bool:
     """True if the event in work may be what ended the process."""
-    return ending in {Ending.CRASH, Ending.HANG, Ending.OUT_OF_MEMORY}
+    return ending in {Ending.CRASH, Ending.EARLY, Ending.HANG, Ending.OUT_OF_MEMORY}
 
 
 @dataclass(slots=True)
@@ -97,15 +121,27 @@ class Restarts:
     crashes: list[float] = field(default_factory=list)  # moments, since the last progress
     attempt: int = 0  # restarts since the last stable run
     parked_in_row: int = 0  # events given up with no healthy one between them
+    probing: bool = False  # this run is the one more try of what was given up
 
     def decide(
-        self, ending: Ending, *, now: float, uptime_s: float, settled: int, random: float
+        self,
+        ending: Ending,
+        *,
+        now: float,
+        uptime_s: float,
+        settled: int,
+        random: float,
+        type: RestartType = RestartType.PERMANENT,
     ) -> Decision:
         """What to do after a run of `uptime_s` that settled `settled` events.
 
         Args:
             random: A number in [0, 1), for the jitter.
         """
+        if type is RestartType.TEMPORARY:
+            return Decision(False, 0.0, "restart='temporary'", done=True)
+        if type is RestartType.TRANSIENT and ending is Ending.EARLY:
+            return Decision(False, 0.0, "it was done: restart='transient'", done=True)
         progressed = settled > 0 and uptime_s >= PROGRESS_MIN_S
         if settled > 0:
             self.parked_in_row = 0
@@ -118,6 +154,9 @@ class Restarts:
         if ending is Ending.OUTSIDE:
             return Decision(True, 0.0, "not its fault")
         if ending is not Ending.DEPENDENCY:
+            if self.probing and not progressed and uptime_s < STABLE_S:
+                return Decision(False, 0.0, "one more try failed too", probe=True)
+            self.probing = False
             self.crashes = [at for at in self.crashes if now - at < BUDGET_WINDOW_S]
             self.crashes.append(now)
             if len(self.crashes) >= BUDGET_CRASHES:
@@ -126,6 +165,7 @@ class Restarts:
                     False,
                     0.0,
                     f"{len(self.crashes)} crashes in {span_s:.0f} s without progress",
+                    probe=True,
                 )
         self.attempt += 1
         if self.attempt == 1 and ending is not Ending.DEPENDENCY:
@@ -148,6 +188,7 @@ class Restarts:
         """Begin anew: a person asked for the process."""
         self.crashes.clear()
         self.attempt = 0
+        self.probing = False
 
 
 Place = tuple[str, str, int, int]  # agent, topic, partition, position
@@ -186,7 +227,7 @@ class Suspects:
 
 @dataclass(slots=True)
 class HangWatch:
-    """Judges the loop beats of one run, by two bad looks in a row."""
+    """Judges the signs of life of one run, by two bad looks in a row. A limit of 0: never."""
 
     limit_s: float
     armed_at: float = 0.0  # beats are not asked for before that
@@ -194,7 +235,8 @@ class HangWatch:
 
     def is_hung(self, beat: float, now: float) -> bool:
         """Judge one look; to be called at each look, with the moment of the last beat."""
-        if beat <= 0.0 or now - max(beat, self.armed_at) <= self.limit_s:
+        late_s = now - max(beat, self.armed_at)
+        if beat <= 0.0 or late_s <= self.limit_s or self.limit_s <= 0.0:
             self._bad = 0
             return False
         self._bad += 1
@@ -238,6 +280,26 @@ def stop_order(groups: Sequence[str]) -> list[str]:
     ['app', 'split', 'count']
     """
     return list(reversed(start_order(groups)))
+
+
+def dies_with(strategy: Strategy, group: str, groups: Sequence[str]) -> list[str]:
+    """The groups whose processes are restarted when one of `group` died, in order of the start.
+
+    Groups start sinks first, so those that start after a group are the ones that send to it,
+    or could.
+
+    Args:
+        groups: All groups, sources first.
+
+    >>> dies_with(Strategy.REST_FOR_ONE, "count", ["split", "count", "report", "app"])
+    ['split', 'app']
+    """
+    order = start_order(groups)
+    if strategy is Strategy.ONE_FOR_ONE or group not in order:
+        return []
+    if strategy is Strategy.ONE_FOR_ALL:
+        return order
+    return order[order.index(group) + 1 :]
 
 
 def expand(names: Iterable[str], processes: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamd.supervisor.policy import Strategy
 from streamd.wire import Hello
 
 
@@ -17,6 +18,11 @@ class Settings:
     web_enabled: bool
     web_bind: str
     web_port: int
+    start_limit_s: float
+    strategy: Strategy
+    fatal_retry_s: float  # 0: never
+    max_memory_bytes: int  # 0: no limit
+    memory_check_s: float
 
     @classmethod
     def of(cls, hello: Hello) -> "Settings":
@@ -30,4 +36,9 @@ class Settings:
             bool(given["web_enabled"]),
             str(given["web_bind"]),
             int(given["web_port"]),
+            float(given["start_limit"]),
+            Strategy(given["strategy"]),
+            float(given["fatal_retry"]),
+            int(given["max_memory"] or 0),
+            float(given["memory_check"]),
         )

@@ -139,6 +139,8 @@ class Snapshots:
         for child in self._fleet.children.values():
             row = self._row(child.name, child.kind, child.group, child.state.value, child.since)
             row["restarts"] = child.restarts
+            row["hangs"] = child.hangs
+            row["recycles"] = child.recycles
             row["partitions"] = self._fleet.owners.partitions(child.name)
             row["last_exit"] = child.last_exit
             if child.retry_at is not None:
@@ -317,6 +319,7 @@ def _problems(children: Iterable[Child]) -> Iterable[dict[str, Any]]:
                 "code": "fatal",
                 "text": failing.message if failing else f"{child.name} {child.last_exit}",
                 "remedy": (failing and failing.remedy) or f"streamd restart {child.name}",
+                "lines": child.last_lines,
             }
         elif child.state is State.BACKOFF:
             yield {

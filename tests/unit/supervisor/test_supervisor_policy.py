@@ -29,7 +29,7 @@ OTHER = ("count", "words", 3, 1043)
 @pytest.mark.parametrize(
     ("exit", "out_of_memory", "ending"),
     [
-        (Exit(0), False, Ending.CRASH),
+        (Exit(0), False, Ending.EARLY),
         (Exit(1), False, Ending.CRASH),
         (Exit(3), False, Ending.CRASH),
         (Exit(69), False, Ending.DEPENDENCY),
