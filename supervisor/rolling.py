@@ -44,7 +44,9 @@ async def resize(fleet: Fleet, group: str, processes: int, code: Code | None = N
         StreamdError: One did not come to run; the policy goes on trying.
     """
     before = fleet.of_group(group)
-    await asyncio.gather(*(fleet.end(child, grace_s(fleet)) for child in before))
+    # One may be started by the policy while another still drains.
+    while any(child.state is not State.STOPPED for child in before):
+        await asyncio.gather(*(fleet.end(child, grace_s(fleet)) for child in before))
     for child in before[processes:]:
         fleet.remove(child)
     for slot in range(len(before), processes):

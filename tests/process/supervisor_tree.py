@@ -138,9 +138,18 @@ class Tree:
         assert "ready" in word, f"{word}\n{self.log}"
         return self
 
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last word about the start."""
+        return self.told[-1]
+
     def ask(self, verb: str, **args: Any) -> Any:
         """The first answer to a command."""
         return next(self.answers(verb, **args))
+
+    def ask_all(self, verb: str, **args: Any) -> list[Any]:
+        """All answers to a command."""
+        return list(self.answers(verb, **args))
 
     def answers(self, verb: str, **args: Any) -> Iterator[Any]:
         """All answers to a command."""
