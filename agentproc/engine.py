@@ -506,7 +506,9 @@ class Engine:
             await self._failed_without_event(actor, index, error)
             return
         if isinstance(error, asyncio.CancelledError) and actor.timed_out:
+            where = error.__traceback__  # ends in the line that the agent was at
             error = TimeoutError(f"it took longer than {actor.agent.timeout_s:g} s")
+            error = error.with_traceback(where)
         for run, i in events:
             self._trials.judge(actor.agent, run, i, error)
         for other in self._actors.values():
@@ -853,9 +855,10 @@ class Engine:
 
 def _error_of(task: asyncio.Task[None]) -> BaseException | None:
     """What a task that ended raised."""
-    if task.cancelled():
-        return asyncio.CancelledError("its task was cancelled")
-    return task.exception()
+    try:
+        return task.exception()
+    except asyncio.CancelledError as cancelled:
+        return cancelled
 
 
 async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:

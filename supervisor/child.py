@@ -42,7 +42,9 @@ class Run:
     page: BeatPage | None = None
     dump: DumpFile | None = None
     plan: Plan | None = None
+    link_fd: int = -1  # the descriptor behind `link`, of a process that is watched by it
     hangs: HangWatch | None = None
+    starts: HangWatch | None = None  # until it is ready
     killed_for: str | None = None  # why we killed it, when it did not deserve to be asked
     killed_as: Ending | None = None
     stats: Stats | None = None

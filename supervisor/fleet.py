@@ -24,7 +24,7 @@ from streamd.errors import StreamdError
 from streamd.failpoints import failpoint
 from streamd.instance import Folder, StartSpec
 from streamd.link import Answer, Link, LinkLost, adopt
-from streamd.supervisor import policy
+from streamd.supervisor import policy, stacks
 from streamd.supervisor.child import Child, Run, identity_of, spawn
 from streamd.supervisor.logs import LogPipe, Logs
 from streamd.supervisor.owners import OwnerMap
@@ -270,6 +270,7 @@ class Fleet:
         # So small that what is sent each second shows soon whether it is read.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BYTES)
         logs = LogPipe(child.name, self._logs.put)
+        link_fd = ours.fileno()
         link = await adopt(ours, child.name, self._on_message)
         try:
             pid = spawn(module, arguments, theirs, logs, keep=keep)
@@ -278,7 +279,7 @@ class Fleet:
             logs.close()
             raise
         run = self._began(child, pid, logs)
-        run.link = link
+        run.link, run.link_fd = link, link_fd
         assert self.settings is not None
         run.hangs = HangWatch(self.settings.hang_limit_s)
         self._runs[link] = (child, run)
@@ -583,6 +584,7 @@ class Fleet:
         child.run = None
         place = run.page.place if run.page is not None else None
         settled, uptime_s = run.settled, time.monotonic() - run.started_at
+        stack = stacks.last_stack(run.dump.read()) if run.dump is not None else ""
         run.close()
         if child.kind == "zygote":
             self._read_pending()
@@ -614,6 +616,9 @@ class Fleet:
         rehearsed = child.kind == "canary" and exit.code == 0
         level = logging.INFO if rehearsed else logging.WARNING
         log.log(level, "%s (pid %d) %s", child.name, run.pid, child.last_exit)
+        if stack:
+            where = stacks.guilty(stack) or "no Python code"
+            log.error("%s ended in %s:\n%s", child.name, where, stack)
         if run.failing is not None:
             log.error("%s: %s", child.name, run.failing.message)
         if run.plan is not None and child.kind == "agent" and policy.is_crash(ending):

@@ -70,6 +70,11 @@ class BeatPage:
         return Stage(number) if 0 <= number < len(Stage) else Stage.STARTING
 
     @property
+    def stage_since(self) -> float:
+        """When the process came to its stage, monotonic; 0.0: not yet."""
+        return float(self._doubles[_STAGE_SINCE])
+
+    @property
     def place(self) -> Place | None:
         """The event in work that was written down last, if one was."""
         size = int(self._numbers[_PLACE_LENGTH])

@@ -25,6 +25,7 @@ from streamd.supervisor.child import Child, Run, handles
 POLL_S = 0.005
 QUIET_S = 0.05
 
+_LAST_WORDS = b"Fatal Python error: "
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<function>.*)$')
 _LIBRARY = str(Path(asyncio.__file__).parents[1])
 
@@ -121,6 +122,14 @@ def _awaited(task: "asyncio.Task[Any]") -> Iterator[FrameType]:
     while (frame := getattr(waiting, "cr_frame", None)) is not None:
         yield frame
         waiting = waiting.cr_await
+
+
+def last_stack(dump: bytes) -> str:
+    """What faulthandler wrote when a fatal signal ended the process; "" if none did."""
+    at = dump.rfind(_LAST_WORDS)
+    text = dump[at:].decode(errors="replace") if at >= 0 else ""
+    # The list of extension modules is long, and says nothing about what went wrong.
+    return text.partition("\nExtension modules: ")[0].rstrip()
 
 
 def guilty(dump: str) -> str | None:

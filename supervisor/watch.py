@@ -2,21 +2,28 @@
 
 A process that is only slow to start, or waits for what it asked for, is left alone: its loop
 turns. What is found is named with the place where it hangs, killed, and counted as a crash.
+
+Before its first `Ready` a process has `start_limit` for each sign of life: a turn of its loop,
+another stage of its start. The zygote is not judged before that: an import may take long.
 """
 
+import array
+import fcntl
 import logging
 import signal
+import termios
 
 from streamd.instance import process_state
 from streamd.supervisor import stacks
 from streamd.supervisor.child import Child, Run
 from streamd.supervisor.fleet import Fleet
-from streamd.supervisor.policy import Ending
+from streamd.supervisor.policy import Ending, HangWatch
 from streamd.supervisor.states import State
 
 log = logging.getLogger(__name__)
 
 HANG_DUMP_S = 0.5
+STARTS_SOON = ("agent", "canary", "web")  # the log may check a large file first
 HOLDER_S = 2.0  # a stopped process may hold up all writers that long
 
 
@@ -34,17 +41,39 @@ class Watch:
         """
         for child in self._fleet.children.values():
             run = child.run
-            if run is None or child.state is not State.RUNNING or run.killed_for is not None:
+            if run is None or run.killed_for is not None:
                 continue
-            if child.kind == "zygote":
-                self._look_at_forks(child, now, was_late=was_late)
-            elif run.hangs is not None and was_late:
-                run.hangs.forgive(now)
-            elif run.hangs is not None:
-                beat = last_beat(child.kind, run, now)
-                if run.hangs.is_hung(beat, now):
-                    self._end(child, run, "its loop did not turn", now - beat)
+            if child.state is State.RUNNING:
+                if child.kind == "zygote":
+                    self._look_at_forks(child, now, was_late=was_late)
+                elif run.hangs is not None and was_late:
+                    run.hangs.forgive(now)
+                elif run.hangs is not None:
+                    beat = last_beat(child.kind, run, now)
+                    if run.hangs.is_hung(beat, now):
+                        self._end(child, run, "its loop did not turn", now - beat)
+            elif child.state is State.STARTING and child.kind in STARTS_SOON:
+                self._look_at_start(child, run, now, was_late=was_late)
         self._look_at_holder()
+
+    def _look_at_start(self, child: Child, run: Run, now: float, *, was_late: bool) -> None:
+        assert self._fleet.settings is not None
+        if run.starts is None:
+            run.starts = HangWatch(self._fleet.settings.start_limit_s)
+        if was_late:
+            run.starts.forgive(now)
+            return
+        alive = run.started_at
+        if run.page is not None:
+            alive = max(alive, run.page.beat, run.page.stage_since)
+        if run.starts.is_hung(alive, now):
+            self._end(
+                child,
+                run,
+                "it gave no sign of life while it started",
+                now - alive,
+                told="it starts and has given no sign of life",
+            )
 
     def _look_at_forks(self, child: Child, now: float, *, was_late: bool) -> None:
         fleet = self._fleet
@@ -53,7 +82,7 @@ class Watch:
             return
         if was_late:
             oldest.asked_at = now
-        elif now - oldest.asked_at > fleet.settings.hang_limit_s:
+        elif 0.0 < fleet.settings.hang_limit_s < now - oldest.asked_at:
             fleet.note("ERROR", f"{child} did not fork {oldest.child.name}; it is replaced")
             fleet.kill(child, "it did not fork")
 
@@ -70,13 +99,24 @@ class Watch:
             if state.holder_s > HOLDER_S and _state_of(run.pid) == "T":
                 self._end(child, run, "it was stopped with the turn to write", state.holder_s)
 
-    def _end(self, child: Child, run: Run, why: str, since_s: float) -> None:
+    def _end(
+        self,
+        child: Child,
+        run: Run,
+        why: str,
+        since_s: float,
+        *,
+        told: str = "its loop has not turned",
+    ) -> None:
         run.killed_for, run.killed_as = why, Ending.HANG
-        self._fleet.spawn_task(self._name_and_kill(child, run, since_s), f"end {child.name}")
+        text = f"{told} for {since_s:.1f} s"
+        self._fleet.spawn_task(self._name_and_kill(child, run, text), f"end {child.name}")
 
-    async def _name_and_kill(self, child: Child, run: Run, since_s: float) -> None:
+    async def _name_and_kill(self, child: Child, run: Run, text: str) -> None:
         state = _state_of(run.pid)
-        dump = (await stacks.collect([child], HANG_DUMP_S)).get(child.name, "")
+        # A stopped process writes no stacks: there is nothing to wait for.
+        dump_s = 0.0 if state == "T" else HANG_DUMP_S
+        dump = (await stacks.collect([child], dump_s)).get(child.name, "")
         if state == "T":
             reason = "it was stopped by a signal"
         elif where := stacks.guilty(dump):
@@ -85,8 +125,7 @@ class Watch:
             reason = f"its kernel state is {state}"
         self._fleet.note(
             "ERROR",
-            f"{child} hangs: its loop has not turned for {since_s:.1f} s, {reason}; "
-            "it is killed and restarted",
+            f"{child} hangs: {text}, {reason}; it is killed and restarted",
         )
         log.error("stacks of %s before it was killed:\n%s", child.name, dump)
         run.signal(signal.SIGKILL)
@@ -99,10 +138,19 @@ def last_beat(kind: str, run: Run, now: float) -> float:
     if kind == "log":
         # It tells its state each second.
         return run.heard_at
-    if run.link is not None and run.link.pending_bytes == 0:
+    if run.link is not None and run.link.pending_bytes == 0 and unread_bytes(run) == 0:
         # It takes the snapshot that is sent each second.
         run.taken_at = now
     return run.taken_at
+
+
+def unread_bytes(run: Run) -> int:
+    """How much of what was sent to a process lies in the kernel, not read by it."""
+    if run.link_fd < 0 or run.link is None or run.link.closed.is_set():
+        return 0
+    unread = array.array("i", [0])
+    fcntl.ioctl(run.link_fd, termios.TIOCOUTQ, unread)
+    return unread[0]
 
 
 def _state_of(pid: int) -> str:
