@@ -170,7 +170,10 @@ class Control:
 
     async def do_restart(self, args: dict[str, Any]) -> AsyncIterator[Message]:
         names = self._chosen(list(args.get("names") or ()))
-        yield Document(await self._master.changes.restart(names).wait())
+        change = self._master.changes.restart(names)
+        async for line in change.follow():
+            yield Document({"doing": line})
+        yield Document(change.result)
 
     async def do_reload(self, args: dict[str, Any]) -> AsyncIterator[Message]:
         change = self._master.changes.reload()
@@ -180,7 +183,7 @@ class Control:
 
     async def do_scale(self, args: dict[str, Any]) -> AsyncIterator[Message]:
         group, processes = args.get("group"), args.get("processes")
-        if not isinstance(group, str) or not (isinstance(processes, int) or processes == AUTO):
+        if not isinstance(group, str) or not (type(processes) is int or processes == AUTO):
             raise UsageError(f"scale takes a group and a number or {AUTO!r}, not {args!r}")
         change = self._master.changes.scale(group, processes)
         async for line in change.follow():

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 IMPORT_S = 300.0
 CANARY_S = 60.0
-SETTLE_S = 1.0  # the last process that was exchanged must do well for so long
+SETTLE_S = 0.5  # the last process that was exchanged must do well for so long
 
 CANARY = "canary"
 
@@ -191,7 +191,7 @@ class Reload:
         fleet = self._fleet
         if not fleet.restarting:
             return StreamdError("the instance stops: the reload was given up")
-        if self._old.is_lost:
+        if self._old.child.state in (State.STOPPED, State.FATAL):
             await self._adopt(code, hello)
             return self._told(error, "the old code ended with its zygote: the new code stays")
         self._say(f"the reload failed: {error}")

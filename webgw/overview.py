@@ -22,7 +22,7 @@ HISTORY_S = 120
 STATES = {
     "running": "running", "ready": "running", "starting": "starting", "recovering": "starting",
     "backoff": "backoff", "stopping": "stopping", "draining": "stopping", "stopped": "stopped",
-    "exited": "stopped", "fatal": "fatal",
+    "exited": "stopped", "fatal": "fatal", "reloading": "starting",
 }  # fmt: skip
 RANKS = {"guardian": 0, "master": 1}
 

@@ -187,7 +187,7 @@ class Pages:
             return ["nothing is known yet"]
         age_s = time.monotonic() - self._fleet.snapshot_at
         reasons = [f"no word from the master for {age_s:.0f} s"] if age_s > STALE_S else []
-        if snapshot.get("state") != "running":
+        if snapshot.get("state") not in ("running", "reloading"):
             reasons.append(str(snapshot.get("sentence") or snapshot.get("state")))
         reasons += [
             f"{problem.get('process') or 'instance'}: {problem.get('text')}"

@@ -102,13 +102,11 @@ def restart(names: tuple[str, ...], timeout: float) -> None:
 
     All of the app's when no name is given.
     """
-    folder = target.folder_of(given())
-    answer = target.wait(target.ask(folder, "restart", timeout_s=timeout, names=list(names)))
+    restarted = _follow(target.folder_of(given()), timeout, "restart", names=list(names))
     if given().json:
-        output.say_json({"schema": "streamd.restart/1", "restarted": answer})
+        output.say_json({"schema": "streamd.restart/1", "restarted": restarted})
     else:
-        restarted = answer if isinstance(answer, list) else list(names)
-        output.say(f"Restarted {', '.join(map(str, restarted)) or 'all processes'}.")
+        output.say(f"Restarted {', '.join(restarted)}.")
 
 
 restart_command = Command(
@@ -151,19 +149,19 @@ def reload(timeout: float) -> None:
     output.say(f"Reloaded {folder.path.name} in {took}: {answer['reloaded']}.")
 
 
-def _follow(folder: Folder, timeout_s: float, verb: str, **args: Any) -> dict[str, Any]:
+def _follow(folder: Folder, timeout_s: float, verb: str, **args: Any) -> Any:
     """Show the steps of a change that the master makes; its last word."""
 
-    async def follow() -> dict[str, Any]:
-        last: dict[str, Any] = {}
+    async def follow() -> Any:
+        last = None
         async for told in target.follow(folder, verb, **args):
-            if "doing" in told:
+            if isinstance(told, dict) and "doing" in told:
                 output.note(f"  {told['doing']}")
             else:
                 last = told
         return last
 
-    async def limited() -> dict[str, Any]:
+    async def limited() -> Any:
         try:
             async with asyncio.timeout(timeout_s):
                 return await follow()
@@ -181,7 +179,7 @@ _timeout_option = click.Option(
     type=DURATION,
     default="10m",
     show_default=True,
-    help="How long to wait; then exit 124, and it goes on.",
+    help="How long to wait; then it goes on, and the exit code is 124.",
 )
 
 reload_command = Command(

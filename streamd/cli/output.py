@@ -23,6 +23,7 @@ STATE_COLORS = {
     "ok": "green",
     "starting": "cyan",
     "recovering": "cyan",
+    "reloading": "cyan",
     "stopping": "cyan",
     "backoff": "yellow",
     "degraded": "yellow",
