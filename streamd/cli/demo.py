@@ -8,14 +8,14 @@ from streamd.cli.options import given
 from streamd.cli.root import Command
 
 
-def demo(once: bool, kafka: bool, port: int | None) -> int:
+def demo(once: bool, kafka: bool, port: int | None, rate: int) -> int:
     """Run the built-in word count on the embedded broker.
 
     Counts the words of an English text that every Python has, and serves the stats page.
     Writes only to a temporary folder. Ctrl-C ends it.
     """
     shipped = importlib.import_module("streamd.demo")
-    code = shipped.run(given(), once=once, kafka=kafka, port=port)
+    code = shipped.run(given(), once=once, kafka=kafka, port=port, rate=rate)
     return code if isinstance(code, int) else 0
 
 
@@ -35,6 +35,14 @@ demo_command = Command(
             type=click.IntRange(0, 65535),
             metavar="PORT",
             help="Port of the stats page; 0 picks a free one. [default: 6066]",
+        ),
+        click.Option(
+            ["--rate"],
+            type=click.IntRange(1),
+            default=200,
+            show_default=True,
+            metavar="POSTS",
+            help="Posts to read each second; a post has 25 words.",
         ),
     ],
 )

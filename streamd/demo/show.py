@@ -23,7 +23,6 @@ from streamd.instance import Folder, instance_name
 
 NAME = "demo"
 TABLE = "word_counts"
-POSTS_PER_S = 200.0
 
 READY_S = 60.0
 STANDSTILL_S = 30.0  # `--once` gives up when nothing was counted for so long
@@ -48,7 +47,7 @@ def run(
     once: bool,
     kafka: bool = False,
     port: int | None = None,
-    rate: float = POSTS_PER_S,
+    rate: float = 200.0,
 ) -> int:
     """Run the demo until a signal ends it, or with `once` until the text is counted.
 
@@ -226,7 +225,8 @@ class _Show:
 
     async def _wait_counted(self) -> Counter[str]:
         """The counts, once they add up to the text's words or stand still."""
-        wanted, best, moved_at = len(text.words()), -1, time.monotonic()
+        begun = moved_at = time.monotonic()
+        wanted, best = len(text.words()), -1
         while True:
             counts = await self._read_counts()
             total = counts.total() if counts is not None else 0
@@ -234,7 +234,7 @@ class _Show:
             if total != best:
                 best, moved_at = total, time.monotonic()
                 if told:
-                    _say(_progress(total, told["rate"], told))
+                    _say(_progress(total, total / (moved_at - begun), told))
             if counts is not None and told and total >= wanted and told["behind"] == 0:
                 return counts
             if time.monotonic() - moved_at > STANDSTILL_S:
