@@ -80,6 +80,7 @@ class LogProcess:
         self._pending: list[tuple[list[OutRecord], _Answers]] = []
         self._appending: asyncio.Task[None] | None = None
         self._in_trouble = ""  # what was told last
+        self._closing = False
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Open, serve until `stopping`, close with an empty WAL.
@@ -105,6 +106,8 @@ class LogProcess:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), TICK_S)
             server.close()
+            # Clients that are connected already may still ask.
+            self._closing = True
             telling.cancel()
             if self._appending is not None:
                 await self._appending
@@ -133,6 +136,8 @@ class LogProcess:
         return await self._answer(link, message)
 
     async def _answer(self, link: Link, message: Message) -> Answer:
+        if self._closing:
+            raise BrokerError("the log is being closed", remedy="try again when it runs")
         match message:
             case Append():
                 return Appended(await self._append(message.records))
