@@ -549,6 +549,13 @@ class Engine:
         scopes: list[Actor | Errand] = [*failed, *actors.values(), *lost]
         await _end([task for scope in scopes for task in scope.tasks])
         async with self._commit_lock:
+            # Code that is no agent ran on meanwhile: what it wrote goes too.
+            while late := [
+                errand
+                for errand in self.errands
+                if not errand.rolled_back and errand.roll_back()
+            ]:
+                await _end([task for errand in late for task in errand.tasks])
             failpoint("rollback.before-drop")
             self._drop_uncommitted()
         failpoint("rollback.after-drop")

@@ -465,6 +465,52 @@ def test_an_engine_may_be_stopped_and_aborted_in_the_middle_of_a_roll_back() -> 
     flow_test(test)
 
 
+def test_a_view_that_writes_while_a_failed_event_is_taken_back_is_whole_or_gone() -> None:
+    def build() -> App:
+        app = app_of(topic_partitions=1)
+        counts = app.Table("counts", default=int)
+        app.topic("out", value_type=int)
+        failed: list[str] = []
+
+        @app.agent(value_type=str)
+        async def work(stream: Any) -> None:
+            async for word in stream:
+                counts[word] += 1
+                failed.append(word)
+                if len(failed) < 2:
+                    raise RuntimeError(word)
+
+        @app.agent(value_type=str)
+        async def other(stream: Any) -> None:
+            async for word in stream:
+                counts[word] += 1
+                try:
+                    await asyncio.sleep(0.1)
+                finally:
+                    await asyncio.sleep(0.05)  # a roll-back waits for it
+
+        return app
+
+    async def view(app: App) -> None:
+        app.tables["counts"]["views"] += 1
+        await app.topics["out"].send(value=app.tables["counts"]["views"])
+        await asyncio.sleep(0.1)
+
+    async def test() -> None:
+        async with running(build) as flow:
+            await flow.send("other", "o")
+            await flow.send("work", "w")
+            await eventually(lambda: not flow.engine("work")._steady.is_set())
+            with pytest.raises(RolledBack):
+                await flow.perform("work", view)
+            await flow.perform("work", view)
+            await flow.settled()
+            assert flow.table("counts") == {"o": 1, "w": 1, "views": 1}
+            assert flow.values("out") == [1]
+
+    flow_test(test)
+
+
 def test_errands_wait_for_a_commit_that_fails_for_a_while() -> None:
     async def test() -> None:
         async with running(counting) as flow:
