@@ -27,6 +27,7 @@ from streamd.instance import (
     StartSpec,
     boot_id,
     identify,
+    instance_name,
     new_tree,
 )
 from streamd.supervisor import tree
@@ -179,7 +180,7 @@ def make_spec(options: Given, mode: str, *, foreground: bool) -> StartSpec:
     app = target.app_of(options)
     config_file = target.settings_file(options)
     early = bootstrap(os.environ, config_file, options.settings)
-    name = target.instance_of(app, target.named_instance(options))
+    name = _name_of(options, app)
     folder = Folder.of(name)
     folder.make()
     color = color_wanted(options.color)
@@ -206,6 +207,24 @@ def make_spec(options: Given, mode: str, *, foreground: bool) -> StartSpec:
         nice=early.nice,
         env=early.env,
     )
+
+
+def _name_of(options: Given, app: str) -> str:
+    """The instance's name; beside one that runs on another data directory, one of its own.
+
+    So a second worker of an app needs no more than a data directory and a port.
+    """
+    named = target.named_instance(options)
+    name = target.instance_of(app, named)
+    datadir = options.settings.get("datadir")
+    if named is not None or datadir is None:
+        return name
+    folder = Folder.of(name)
+    record = folder.read_record()
+    if record is None or not record.datadir or target.living(folder) is None:
+        return name
+    here = Path(datadir).absolute()
+    return name if here == Path(record.datadir) else instance_name("", f"{name}@{here.name}")
 
 
 class Running:

@@ -194,6 +194,21 @@ def test_a_second_one_is_refused_with_the_cure_and_the_first_goes_on(place: Path
     assert reset[0] == 75 and "is running" in reset[1]
 
 
+def test_a_second_worker_needs_a_data_directory_and_a_port_of_its_own(place: Path) -> None:
+    instance = made(place, GOOD)
+    instance.run("start", "-p", "0")
+    try:
+        told_by = instance.run("--datadir", str(place / "worker2"), "start", "-p", "0")
+        running = sorted(path.parent.name for path in place.glob("run/*/control.sock"))
+        instance.run("stop", "--name", "app_x@worker2")
+    finally:
+        instance.run("stop", "--name", "app_x")
+        instance.close()
+
+    assert "Running." in told_by
+    assert running == ["app_x", "app_x@worker2"]
+
+
 def test_a_changed_partition_count_is_refused(place: Path) -> None:
     instance = made(
         place, HEAD + "t = app.topic('t', partitions=2)\n" + agent("a", options="t")
