@@ -401,7 +401,6 @@ class Engine:
         if self.careful and sum(self._statistics.events.values()) >= CAREFUL_EVENTS:
             self.careful = False
         self._dirty.set()
-        self._trials.forget_settled(actor.agent.name, self.positions)
         if actor.alone:
             actor.alone = False
             if self._solo is actor:
@@ -728,6 +727,7 @@ class Engine:
         waiters: list[Waiter],
     ) -> None:
         self._committed.update(checkpoint.positions)
+        self._trials.forget_durable(self._committed)
         for table in self.tables:
             table.landed()
         self._open_gate()

@@ -1,7 +1,7 @@
 """Events that are not handed out as the others are: they failed, or cannot be tried at all.
 
-A trial is kept by agent and position until the event is settled, so it outlives the roll-back
-that follows a failure.
+A trial is kept by agent and position until a checkpoint holds the event's end, so it outlives
+the roll-back that follows its own failure, and that of another event.
 """
 
 import logging
@@ -57,14 +57,14 @@ class Trials:
                 if run.cursor <= index < len(run) and run.positions[index] == position:
                     run.try_apart(index, trial)
 
-    def forget_settled(self, agent: str, positions: Mapping[tuple[str, TP], int]) -> None:
-        """Drop the trials that are over."""
+    def forget_durable(self, committed: Mapping[tuple[str, TP], int]) -> None:
+        """Drop the trials of events that a checkpoint has settled."""
         if not self._trials:
             return
         self._trials = {
-            key: trial
-            for key, trial in self._trials.items()
-            if key[0] != agent or positions[agent, key[1]] <= key[2]
+            (agent, tp, position): trial
+            for (agent, tp, position), trial in self._trials.items()
+            if committed.get((agent, tp), 0) <= position
         }
 
     def judge(self, agent: Agent, run: "Run", index: int, error: BaseException) -> None:

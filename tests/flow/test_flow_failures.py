@@ -614,3 +614,26 @@ def test_several_copies_of_an_agent_try_failing_events_one_at_a_time() -> None:
             assert flow.letters() == []
 
     flow_test(test)
+
+
+def test_a_parked_event_stays_parked_when_another_event_is_rolled_back() -> None:
+    async def test() -> None:
+        tried: Counter[str] = Counter()
+
+        def build() -> App:
+            return failing(lambda w, n: w == "bad" and n < 3, tried)
+
+        app = build()
+        app.finalize()
+        name, topic = next((a.name, a.channel.name) for a in app.agents.values())
+        parked = (Suspect(name, topic, 0, 0, 3),)
+        async with running(build, groups=[]) as flow:
+            for word in ("deadly", "bad", "good"):
+                await flow.send("count", word, partition=0)
+            await flow.start("count", parked=parked)
+            await flow.settled()
+            assert tried == {"bad": 3, "good": 1}
+            assert flow.table("counts") == {"bad": 1, "good": 1}
+            assert [value for _, value, _ in flow.letters()] == [b'"deadly"']
+
+    flow_test(test)
