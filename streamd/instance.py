@@ -8,8 +8,6 @@ each process. Nothing here imports the app.
 import fcntl
 import os
 import stat
-import tempfile
-import uuid
 from pathlib import Path
 
 import msgspec
@@ -146,6 +144,8 @@ def runtime_root() -> Path:
         return Path("/run/streamd")
     if given := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(given) / "streamd"
+    import tempfile  # noqa: PLC0415 - a megabyte that the master does not need
+
     return Path(tempfile.gettempdir()) / f"streamd-{os.geteuid()}"
 
 
@@ -220,7 +220,7 @@ class Folder:
 
 def new_tree() -> str:
     """A value for STREAMD_TREE that no other tree has."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def folders() -> list[Folder]:

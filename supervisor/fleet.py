@@ -64,6 +64,8 @@ LINK_BYTES = 4096
 LAST_WORDS_S = 0.05
 DECLARE_S = 30.0
 ZYGOTE_END_S = 2.0
+OWNERS_S = 0.0005  # times the number of processes: how long changes of owners are gathered
+OWNERS_MAX_S = 0.05
 LAST_LINES = 10  # of the log of a process that is given up
 
 ZYGOTE = "zygote"
@@ -132,6 +134,7 @@ class Fleet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._kills_for_memory = kernel_kills()
         self._together: Child | None = None  # whose death others are restarted with
+        self._owners_timer: asyncio.TimerHandle | None = None
 
     # What there is.
 
@@ -509,10 +512,25 @@ class Fleet:
         log.info("%s is RUNNING after %.2f s", child, took_s)
 
     def tell_owners(self) -> None:
-        """Send the map of owners to everybody who asks owners."""
+        """Send the map of owners to everybody who asks owners.
+
+        The web process gets each change at once. Agent processes, which ask for tables alone,
+        get what has changed in a short while in one piece: with a hundred of them, a start
+        would be ten thousand frames.
+        """
+        web = self.children.get("web")
+        if web is not None and web.run is not None and web.run.link is not None:
+            web.run.link.send(self.owners.frame())
+        if self._owners_timer is None and self.hello is not None and self.hello.tables:
+            delay_s = min(OWNERS_MAX_S, OWNERS_S * len(self.children))
+            loop = asyncio.get_running_loop()
+            self._owners_timer = loop.call_later(delay_s, self._tell_agents_owners)
+
+    def _tell_agents_owners(self) -> None:
+        self._owners_timer = None
         frame = self.owners.frame()
-        for child in self.children.values():
-            if child.kind in ("agent", "web") and child.run and child.run.link:
+        for child in self.agents:
+            if child.run is not None and child.run.link is not None:
                 child.run.link.send(frame)
 
     def greet_web(self) -> None:

@@ -163,7 +163,8 @@ class Master:
         self.changes.follow_lag(now)
         web = self.fleet.children.get("web")
         if web is not None and web.run is not None and web.run.link is not None:
-            web.run.link.send(Snapshot(msgspec.json.encode(self.snapshot())))
+            told = self.snapshots.build(self.phase, fresh=False)
+            web.run.link.send(Snapshot(msgspec.json.encode(told)))
         self.registry.commit()
         self.notify.status(self.snapshots.sentence(self.phase))
         self.notify.alive()
