@@ -97,8 +97,7 @@ class Tree:
         record = self.folder.read_record()
         if record is not None and record.tree not in self.trees:
             self.trees.append(record.tree)
-        if code and not environment:
-            raise AssertionError(f"start: exit code {code}\n{said}")
+        assert not code or environment, f"start: exit code {code}\n{said}"
         return code
 
     def stop(self, *words: str) -> None:
@@ -240,6 +239,7 @@ class Load:
         self._chance = random.Random(seed)
         self._pause_s = pause_s
         self._number = 0
+        self._hows: list[str] = []  # what is to go wrong with the next transfers
         self._ending = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
@@ -280,6 +280,10 @@ class Load:
             finally:
                 link.close()
 
+    def spoil(self, how: str) -> None:
+        """Let one of the next transfers go wrong in this way."""
+        self._hows.append(how)
+
     def batch(self) -> list[OutRecord]:
         """Some records of each kind; each has a number of its own."""
         chance, records = self._chance, []
@@ -290,6 +294,8 @@ class Load:
             partition = chance.randrange(2)
             source, target = (f"{partition}-{n}" for n in chance.sample(range(8), 2))
             how = chance.choices(["", "once", "always"], [400, 3, 1])[0]
+            if not how and self._hows:
+                how = self._hows.pop()
             value = {
                 "number": self._number, "source": source, "target": target,
                 "amount": chance.randrange(1, 60), "how": how,
