@@ -5,6 +5,9 @@ from collections.abc import Sequence
 SPARK_WIDTH = 120
 SPARK_HEIGHT = 28
 
+# A value a second: the newest at the right edge, the oldest shown two minutes before it.
+SPARK_VALUES = 121
+
 # Between groups of digits: narrow, and no place to break a line.
 _GAP = "\u202f"
 
@@ -90,20 +93,20 @@ def ranges(numbers: Sequence[int]) -> str:
 def spark_line(values: Sequence[float]) -> str:
     """The `points` of a polyline through `values`, in a box of SPARK_WIDTH × SPARK_HEIGHT.
 
-    The scale starts at zero, so that a steady number looks steady.
+    The scale starts at zero, so that a steady number looks steady; what was not seen yet is
+    left blank.
+
+    >>> spark_line([5, 10])
+    '119.0,14.0 120.0,1.5'
     """
-    if not values:
-        return ""
-    top = max(max(values), 1e-9)
-    step = SPARK_WIDTH / max(1, len(values) - 1)
+    shown = values[-SPARK_VALUES:]
+    top = max(*shown, 1e-9, 1e-9)
+    step = SPARK_WIDTH / (SPARK_VALUES - 1)
     room = SPARK_HEIGHT - 3
-    points = [
-        f"{at * step:.1f},{SPARK_HEIGHT - 1.5 - room * max(0.0, value) / top:.1f}"
-        for at, value in enumerate(values)
-    ]
-    if len(points) == 1:
-        points.append(f"{SPARK_WIDTH},{points[0].partition(',')[2]}")
-    return " ".join(points)
+    return " ".join(
+        f"{SPARK_WIDTH - at * step:.1f},{SPARK_HEIGHT - 1.5 - room * max(0.0, value) / top:.1f}"
+        for at, value in zip(range(len(shown) - 1, -1, -1), shown, strict=True)
+    )
 
 
 def spark_area(values: Sequence[float]) -> str:
@@ -111,8 +114,8 @@ def spark_area(values: Sequence[float]) -> str:
     line = spark_line(values)
     if not line:
         return ""
-    last_x = line.rpartition(" ")[2].partition(",")[0]
-    return f"0,{SPARK_HEIGHT} {line} {last_x},{SPARK_HEIGHT}"
+    first_x = line.partition(",")[0]
+    return f"{first_x},{SPARK_HEIGHT} {line} {SPARK_WIDTH},{SPARK_HEIGHT}"
 
 
 def spark_words(what: str, values: Sequence[float]) -> str:

@@ -23,7 +23,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streamd.webgw import metrics
+from streamd.webgw import charts, metrics
 from streamd.webgw.asking import ask, holder_of, owner_of, partition_of, twice, unexpected
 from streamd.webgw.fleet import Fleet
 from streamd.webgw.live import Hub
@@ -67,6 +67,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters["segment"] = lambda text: quote(str(text), safe="")
+        self._templates.filters["count"] = charts.count
         self._templates.globals.update(
             static=lambda name: f"/streamd/static/{name}?v={self._files[name].version}",
             node_width=NODE_WIDTH,

@@ -69,7 +69,7 @@
 
   function show() {
     const quietFor = Math.round((Date.now() - lastAt) / 1000);
-    let state = "live";
+    let state = "on";
     let text = "live";
     if (failed) [state, text] = ["lost", "reconnecting"];
     else if (!lastAt) [state, text] = ["waiting", "connecting"];
