@@ -2,10 +2,7 @@
 
 import asyncio
 import ctypes
-import grp
 import os
-import pwd
-import resource
 import signal
 import sys
 import traceback
@@ -13,8 +10,9 @@ from typing import NoReturn
 
 import msgspec
 
-from streamd.errors import ConfigError, NotPermitted, StreamdError
+from streamd.errors import StreamdError
 from streamd.instance import StartSpec
+from streamd.supervisor import limits
 from streamd.supervisor.master import Master
 from streamd.supervisor.progress import Progress
 
@@ -26,13 +24,16 @@ EXIT_BUG = 70
 def main() -> NoReturn:
     """Run the master with the descriptors of the arguments."""
     spec_fd, _, ready_fd = (int(argument) for argument in sys.argv[1:4])
-    follow_guardian(int(os.environ["STREAMD_GUARDIAN"]))
+    guardian = int(os.environ["STREAMD_GUARDIAN"])
+    follow_guardian(guardian)
     with open(spec_fd, "rb") as file:
         file.seek(0)
         spec = msgspec.json.decode(file.read(), type=StartSpec)
     progress = Progress(ready_fd)
     try:
-        prepare(spec)
+        limits.prepare(spec)
+        # Who changes his user loses the signal of his parent's death.
+        follow_guardian(guardian)
         code = asyncio.run(run(spec, progress))
     except StreamdError as error:
         progress.tell_error(error)
@@ -60,41 +61,3 @@ def follow_guardian(guardian: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
     if os.getppid() != guardian:
         os._exit(EXIT_GUARDIAN_GONE)
-
-
-def prepare(spec: StartSpec) -> None:
-    """Set what must hold before any code of the user's runs.
-
-    Raises:
-        StreamdError: It cannot be set.
-    """
-    check_identity(spec)
-    try:
-        os.chdir(spec.workdir)
-        if spec.umask is not None:
-            os.umask(spec.umask)
-        if spec.nofile is not None:
-            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (spec.nofile, max(spec.nofile, hard)))
-    except (OSError, ValueError) as error:
-        raise StreamdError(f"the process cannot be set up: {error}") from error
-
-
-def check_identity(spec: StartSpec) -> None:
-    """Refuse to run as somebody else than asked for.
-
-    Raises:
-        ConfigError: There is no such user or group.
-        NotPermitted: This process is another's.
-    """
-    try:
-        uid = pwd.getpwnam(spec.user).pw_uid if spec.user is not None else os.geteuid()
-        gid = grp.getgrnam(spec.group).gr_gid if spec.group is not None else os.getegid()
-    except KeyError as error:
-        raise ConfigError(f"the settings user and group name nobody: {error}") from error
-    if (uid, gid) != (os.geteuid(), os.getegid()):
-        raise NotPermitted(
-            f"this process is uid {os.geteuid()}, gid {os.getegid()}, and was to run as "
-            f"user={spec.user!r} group={spec.group!r}: it does not change by itself",
-            remedy="start it as that user: User= in systemd, or sudo -u NAME streamd …",
-        )

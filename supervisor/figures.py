@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 READS = 8  # a look that nobody has asked for
-PRIVATE_READS = 4  # a look
+PRIVATE_READS = 4  # a look; one that nobody has asked for does one
 PRIVATE_EACH_S = 15.0
 
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -44,7 +44,7 @@ class Figures:
         old = [
             pid for pid in by_age if now - self._private.get(pid, (0.0, 0))[0] > PRIVATE_EACH_S
         ]
-        for pid in old[:PRIVATE_READS]:
+        for pid in old[: PRIVATE_READS if fresh else 1]:
             self._private[pid] = now, private_bytes(pid)
         for pid in wanted:
             if pid not in self._rows:

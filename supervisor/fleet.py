@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import random
 import signal
 import socket
@@ -66,6 +67,7 @@ DECLARE_S = 30.0
 ZYGOTE_END_S = 2.0
 OWNERS_S = 0.0005  # times the number of processes: how long changes of owners are gathered
 OWNERS_MAX_S = 0.05
+OOM_SCORE = 500  # of an agent process
 LAST_LINES = 10  # of the log of a process that is given up
 
 ZYGOTE = "zygote"
@@ -288,36 +290,40 @@ class Fleet:
         self._runs[link] = (child, run)
 
     async def _ask_fork(self, child: Child) -> None:
-        ours, theirs = socket.socketpair()
-        link = await adopt(ours, child.name, self._on_message)
-        if child.state is not State.STARTING:
-            link.close()
-            theirs.close()
-            # Told to stop before there was anything to stop.
-            child.move(Event.EXIT)
-            return
-        code = child.code or self.code
-        if not code.is_ready or code.link is None:
-            link.close()
-            theirs.close()
-            if code.is_lost:
-                self._start_without(child, code)
-            else:
-                code.waiting.append(child)
-            return
-        logs = LogPipe(child.name, self._logs.put)
-        page, dump = BeatPage(), DumpFile()
-        id = next(self._fork_ids)
-        plan = self._plan(child)
-        self._forks[id] = PendingFork(
-            child, plan, code.link, link, logs, page, dump, time.monotonic()
-        )
-        failpoint("master.before-fork")
-        code.link.send(
-            Fork(id, plan),
-            id=id,
-            descriptors=[theirs.fileno(), logs.write_end, page.fd, dump.fd],
-        )
+        with contextlib.ExitStack() as made:  # given back where the next cannot be made
+            ours, theirs = socket.socketpair()
+            made.callback(theirs.close)
+            link = await adopt(ours, child.name, self._on_message)
+            made.callback(link.close)
+            code = child.code or self.code
+            if child.state is not State.STARTING:
+                # Told to stop before there was anything to stop.
+                child.move(Event.EXIT)
+                return
+            if not code.is_ready or code.link is None:
+                if code.is_lost:
+                    self._start_without(child, code)
+                else:
+                    code.waiting.append(child)
+                return
+            logs = LogPipe(child.name, self._logs.put)
+            made.callback(logs.close)
+            page = BeatPage()
+            made.callback(page.close)
+            dump = DumpFile()
+            made.callback(dump.close)
+            id = next(self._fork_ids)
+            plan = self._plan(child)
+            failpoint("master.before-fork")
+            code.link.send(
+                Fork(id, plan),
+                id=id,
+                descriptors=[theirs.fileno(), logs.write_end, page.fd, dump.fd],
+            )
+            self._forks[id] = PendingFork(
+                child, plan, code.link, link, logs, page, dump, time.monotonic()
+            )
+            made.pop_all()
         theirs.close()
         logs.close_write_end()
 
@@ -439,11 +445,16 @@ class Fleet:
         fork = self._forks.pop(message.id)
         try:
             run = self._began(fork.child, message.pid, fork.logs)
-        except ProcessLookupError:
+        except OSError as error:
+            # Gone already, or no descriptor is left to watch it by: it is swept up.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(message.pid, signal.SIGKILL)
             fork.close()
-            self._start_failed(fork.child, "was gone before it could be watched")
+            self._start_failed(fork.child, f"could not be watched: {error.strerror}")
             return
         run.link, run.page, run.dump, run.plan = fork.link, fork.page, fork.dump, fork.plan
+        info = self.group_info(fork.child)
+        yield_to_others(run.pid, info.nice if info is not None else 0)
         assert self.settings is not None
         run.hangs = HangWatch(self.settings.hang_limit_s)
         self._runs[fork.link] = (fork.child, run)
@@ -921,6 +932,18 @@ def declaration(hellos: Iterable[Hello]) -> Declare:
     tables = {table.name: table for hello in hellos for table in hello.tables}
     groups = [group for hello in hellos for group in hello.groups]
     return Declare(list(topics.values()), list(tables.values()), groups)
+
+
+def yield_to_others(pid: int, nice: int) -> None:
+    """Let an agent process be ended before the master where memory is short, and give way."""
+    with contextlib.suppress(OSError):
+        path = Path(f"/proc/{pid}/oom_score_adj")
+        if int(path.read_text()) < OOM_SCORE:
+            path.write_text(str(OOM_SCORE))
+    if nice:
+        with contextlib.suppress(OSError):
+            now = os.getpriority(os.PRIO_PROCESS, pid)
+            os.setpriority(os.PRIO_PROCESS, pid, min(19, now + nice))
 
 
 def kernel_kills() -> int:
