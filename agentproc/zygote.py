@@ -109,10 +109,10 @@ class Zygote:
             if middle == 0:
                 self._fork_again(id, order, app, ends)
             _, status = os.waitpid(middle, 0)
-            if os.WIFSIGNALED(status):
+            if status != 0:
                 # It may have told or not; what it has forked ends with its link.
-                name = signal.Signals(os.WTERMSIG(status)).name
-                error = f"the process that forks was ended by {name}"
+                code = os.waitstatus_to_exitcode(status)
+                error = f"the process that forks ended with {code}"
                 self._send(-id, ForkFailed(order.id, error))
         except OSError as error:
             self._send(-id, ForkFailed(order.id, fork_error(error)))
