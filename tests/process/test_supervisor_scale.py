@@ -73,6 +73,33 @@ def test_up_and_down_under_load_loses_nothing_and_leaves_nothing() -> None:
         eventually(lambda: house.ask("status")["agents"][1]["events"] == feed.sent.total())
 
 
+READER = """
+@app.agent(lines, on_error="stop", group="read")
+async def read(stream):
+    async for line in stream:
+        for word in line.split():
+            WAY
+"""
+
+
+@pytest.mark.parametrize("way", ["counts.get(word)", "await counts.lookup(word)"])
+def test_who_reads_the_table_of_a_group_that_is_scaled_notices_nothing(way: str) -> None:
+    with tree_of(ONE + READER.replace("WAY", way)) as house:
+        house.run()
+
+        with Feed(house, pause_s=0.05) as feed:
+            eventually(lambda: feed.sent.total() > 100)
+            for processes in (4, 2, 3, 1):
+                sent = feed.sent.total()
+                scale(house, "count", processes)
+                eventually(lambda sent=sent: feed.sent.total() > sent + 80)  # type: ignore[misc]
+
+        wait_counted(house, feed.sent)
+        status = house.ask("status")
+        assert status["errors"] == 0, house.log
+        assert "FATAL" not in house.log and house.process("read#0")["restarts"] == 0
+
+
 def test_partitions_are_shared_out_anew() -> None:
     with tree_of(ONE) as house:
         house.run()
