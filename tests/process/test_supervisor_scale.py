@@ -66,6 +66,10 @@ def test_up_and_down_under_load_loses_nothing_and_leaves_nothing() -> None:
         wait_counted(house, feed.sent)
         assert sizes(house) == {"split": 3, "count": 1, "app": 1}
         assert slots(house) == {"count#0": list(range(20))}
+        assert sorted(path.name for path in house.folder.path.glob("count#*")) == [
+            "count#0.sock",
+            "count#0.sock.r",
+        ]
         descendants = psutil.Process(master).children(recursive=True)
         assert not [each for each in descendants if each.status() == psutil.STATUS_ZOMBIE]
         assert len([each for each in pids(house) if each.startswith("count")]) == 1
