@@ -24,7 +24,7 @@ def count(number: float) -> str:
 def rate(number: float) -> str:
     """Events a second: a decimal where it tells something.
 
-    >>> rate(0.25), rate(12.34), rate(0)
+    >>> rate(0.26), rate(12.34), rate(0)
     ('0.3', '12', '0')
     """
     return f"{number:.1f}" if 0 < number < 10 else count(number)
@@ -60,8 +60,8 @@ def size(size_bytes: float) -> str:
 def span(seconds: float) -> str:
     """A length of time, in its two largest units.
 
-    >>> span(0.4), span(75), span(11_520).replace("\u00a0", " ")
-    ('0 s', '1 min 15 s', '3 h 12 min')
+    >>> [span(seconds).replace("\u00a0", " ") for seconds in (0.4, 75, 11_520)]
+    ['0 s', '1 min 15 s', '3 h 12 min']
     """
     whole = max(0, int(seconds))
     if whole < 60:

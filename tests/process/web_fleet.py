@@ -91,6 +91,7 @@ class Agent:
         self.believes = set(active)
         self.counts: dict[str, int] = {}
         self.seen: list[PageRequest] = []
+        self.slow_s = 30.0  # how long the page at /slow/ takes
         self.group = name.partition("#")[0]
         self._server: asyncio.Server | None = None
         self._links: list[Link] = []
@@ -155,7 +156,7 @@ class Agent:
             headers = [("X-Method", request.method), ("Connection", "X-Method"), ("X-A", "1")]
             return PageReply(201, headers, request.body)
         if request.route == 5:
-            await asyncio.sleep(30)
+            await asyncio.sleep(self.slow_s)
         if request.route == 6:
             await self.die()
         if request.route == 8:
@@ -183,7 +184,7 @@ class WebFleet:
         self.generation = 0
         self.port = 0
         self.ready = threading.Event()
-        self.stderr = ""
+        self.stderr = ""  # all that the web process wrote, once it has ended
 
     def __enter__(self) -> "WebFleet":
         self._stack = contextlib.ExitStack()
@@ -218,6 +219,7 @@ class WebFleet:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self.stderr = self.errors()
         self.do(self._end())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
