@@ -75,10 +75,9 @@ class RemoteTables:
         While the owners of a group are not known, these are the processes that will be.
         """
         group = self._tables[table]
-        known = [owner for owner in self._owners if owner.group == group]
-        if not known:
-            slots = self._groups[group]
-            known = [self._expected(group, slot, slots) for slot in range(slots)]
+        told = {owner.slot: owner for owner in self._owners if owner.group == group}
+        slots = max((owner.slots for owner in told.values()), default=self._groups[group])
+        known = [told.get(slot) or self._expected(group, slot, slots) for slot in range(slots)]
         if partition < 0:
             return known
         having = [owner for owner in known if partition in (*owner.active, *owner.recovering)]

@@ -6,6 +6,7 @@ policy → `start` again, now or later, or never. Every step moves the child's s
 
 import asyncio
 import contextlib
+import glob
 import itertools
 import logging
 import os
@@ -28,6 +29,7 @@ from streamd.link import Answer, Link, LinkLost, adopt
 from streamd.supervisor import policy, stacks
 from streamd.supervisor.child import Child, Run, identity_of, spawn
 from streamd.supervisor.logs import LogPipe, Logs
+from streamd.supervisor.oom import KernelKills
 from streamd.supervisor.owners import OwnerMap
 from streamd.supervisor.pages import BeatPage, DumpFile
 from streamd.supervisor.policy import Ending, Exit, HangWatch, RestartType, Suspects
@@ -78,7 +80,7 @@ KINDS = ("zygote", "log", "canary", "agent", "web")  # the order of the children
 
 OF_ENDING = {
     Ending.OUTSIDE: " from outside",
-    Ending.OUT_OF_MEMORY: ": the kernel was out of memory",
+    Ending.OUT_OF_MEMORY: ": out of memory",
     Ending.EARLY: ", which nobody had asked it to",
 }
 
@@ -134,7 +136,7 @@ class Fleet:
         self._forks: dict[int, PendingFork] = {}  # asked for, not told yet
         self._runs: dict[Link, tuple[Child, Run]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._kills_for_memory = kernel_kills()
+        self._kernel_kills = KernelKills()
         self._together: Child | None = None  # whose death others are restarted with
         self._owners_timer: asyncio.TimerHandle | None = None
 
@@ -166,6 +168,9 @@ class Fleet:
         heir = next((each for each in self.of_group(child.group) if each is not child), None)
         if child.kind == "agent" and heir is not None:
             heir.totals.add(child.totals)
+        path = self._folder.process_path(child.name)
+        for socket_path in path.parent.glob(f"{glob.escape(path.name)}*"):
+            socket_path.unlink(missing_ok=True)
         self._arrange([each for each in self.children.values() if each is not child])
 
     def _arrange(self, children: list[Child]) -> None:
@@ -639,9 +644,12 @@ class Fleet:
                 )
             )
         ending = run.killed_as or policy.classify(
-            exit, out_of_memory=exit.signal == signal.SIGKILL and self._was_out_of_memory()
+            exit,
+            out_of_memory=exit.signal == signal.SIGKILL and self._kernel_kills.happened(),
         )
         child.last_exit += OF_ENDING.get(ending, "")
+        if ending is Ending.OUT_OF_MEMORY and not self._kernel_kills.is_sure:
+            child.last_exit += "?"
         rehearsed = child.kind == "canary" and exit.code == 0
         level = logging.INFO if rehearsed else logging.WARNING
         log.log(level, "%s (pid %d) %s", child.name, run.pid, child.last_exit)
@@ -801,10 +809,6 @@ class Fleet:
                 f"its process down {parked.deaths} times: it goes to the dead letters",
             )
 
-    def _was_out_of_memory(self) -> bool:
-        before, self._kills_for_memory = self._kills_for_memory, kernel_kills()
-        return self._kills_for_memory > before
-
     # Stopping.
 
     def stop(self, child: Child, number: int = signal.SIGTERM) -> None:
@@ -944,15 +948,3 @@ def yield_to_others(pid: int, nice: int) -> None:
         with contextlib.suppress(OSError):
             now = os.getpriority(os.PRIO_PROCESS, pid)
             os.setpriority(os.PRIO_PROCESS, pid, min(19, now + nice))
-
-
-def kernel_kills() -> int:
-    """How often the kernel has killed for lack of memory, since boot."""
-    try:
-        with open("/proc/vmstat") as file:
-            for line in file:
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-    except OSError:
-        return 0
-    return 0
