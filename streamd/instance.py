@@ -47,6 +47,7 @@ class InstanceRecord(msgspec.Struct, frozen=True):
     started_at: float
     version: str
     unit: str = ""  # systemd's unit, when it runs this instance
+    cgroup: str = ""  # the folder of the control group of the tree, where it has one
 
 
 class StartSpec(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ import msgspec
 
 from streamd.errors import StreamdError
 from streamd.instance import StartSpec
-from streamd.supervisor import limits
+from streamd.supervisor import cgroups, limits
 from streamd.supervisor.master import Master
 from streamd.supervisor.progress import Progress
 
@@ -26,6 +26,8 @@ def main() -> NoReturn:
     spec_fd, _, ready_fd = (int(argument) for argument in sys.argv[1:4])
     guardian = int(os.environ["STREAMD_GUARDIAN"])
     follow_guardian(guardian)
+    if cgroup := os.environ["STREAMD_CGROUP"]:
+        cgroups.enter(cgroup)
     with open(spec_fd, "rb") as file:
         file.seek(0)
         spec = msgspec.json.decode(file.read(), type=StartSpec)

@@ -96,6 +96,7 @@ class Master:
             started_at=time.time(),
             version=streamd.__version__,
             unit=systemd_unit() if "STREAMD_NOTIFY_FD" in environment else "",
+            cgroup=environment.get("STREAMD_CGROUP", ""),
         )
         self.changes = Changes(self)
         self._recycling = Recycling(self.fleet, self.changes)

@@ -198,6 +198,15 @@ class Tree:
         found = tree.find_tree(self.marker, self.folder.read_record(), self.folder.lock_path)
         return [str(each) for each in found]
 
+    def survivors_of_record(self) -> list[str]:
+        """Processes of the tree that the runtime folder tells of, whoever started it."""
+        record = self.folder.read_record()
+        if record is None:
+            return []
+        return [
+            str(each) for each in tree.find_tree(record.tree, record, self.folder.lock_path)
+        ]
+
     def wait_nothing_left(self, within_s: float) -> None:
         """Wait until no process is left and the lock is free."""
         eventually(lambda: not self.survivors(), within_s)
