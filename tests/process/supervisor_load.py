@@ -86,10 +86,10 @@ def counted(house: Tree) -> Counter[str]:
     return asyncio.run(ask())
 
 
-def wait_counted(house: Tree, sent: Counter[str], within_s: float = 10.0) -> None:
+def wait_counted(house: Tree, sent: Counter[str], within_s: float = 20.0) -> None:
     """Wait until every word was counted, and see that none was counted twice."""
     eventually(lambda: counted(house).total() >= sent.total(), within_s)
-    eventually(lambda: house.ask("status")["behind"] == 0)
+    eventually(lambda: house.ask("status")["behind"] == 0, within_s)
     assert counted(house) == sent
 
 

@@ -101,10 +101,10 @@ def test_under_load_every_process_is_exchanged_one_at_a_time_and_the_counts_are_
         write(house, EIGHT + "\nprint('new code')\n")
 
         with Feed(house) as feed:
-            eventually(lambda: feed.sent.total() > 200)
+            eventually(lambda: feed.sent.total() > 200, 20)
             with States(house) as states:
                 told = house.ask_all("reload")
-            eventually(lambda: feed.sent.total() > 1500)
+            eventually(lambda: feed.sent.total() > 1500, 20)
 
         wait_counted(house, feed.sent)
         after = pids(house)
@@ -161,7 +161,7 @@ def test_a_canary_that_fails_touches_nothing_and_says_why() -> None:
     with tree_of(with_codec("return int(data)")) as house:
         before = pids(house.run())
         with Feed(house) as feed:
-            eventually(lambda: feed.sent.total() > 100)
+            eventually(lambda: feed.sent.total() > 100, 20)
         eventually(lambda: keys(house)["counts"] == len(WORDS))
         write(house, with_codec("raise ValueError('not mine')"))
 
@@ -199,10 +199,10 @@ def test_code_that_fails_later_is_put_back_and_nothing_is_lost_or_done_twice() -
         )
 
         with Feed(house) as feed:
-            eventually(lambda: feed.sent.total() > 100)
+            eventually(lambda: feed.sent.total() > 100, 20)
             error = refused(house)
             sent = feed.sent.total()
-            eventually(lambda: feed.sent.total() > sent + 500)
+            eventually(lambda: feed.sent.total() > sent + 500, 20)
 
         assert "the reload failed: split#0 is" in str(error)
         assert "the old code runs again" in str(error)
@@ -251,7 +251,7 @@ def test_what_is_new_is_started_and_what_is_gone_is_drained() -> None:
         assert pages.bodies == {b"the old page"} and pages.errors <= {503}
         assert urllib.request.urlopen(f"{web}/new/", timeout=5).read() == b"the new page"
         with Feed(house) as feed:
-            eventually(lambda: feed.sent.total() > 100)
+            eventually(lambda: feed.sent.total() > 100, 20)
         eventually(lambda: keys(house).get("totals"))
 
         write(house, fewer)
@@ -330,7 +330,7 @@ def test_a_worker_reloads_its_one_process() -> None:
     with tree_of(COUNT) as house:
         before = pids(house.run(mode="worker"))
         with Feed(house) as feed:
-            eventually(lambda: feed.sent.total() > 100)
+            eventually(lambda: feed.sent.total() > 100, 20)
             assert house.ask_all("reload")[-1] == {"reloaded": "1 process runs the new code"}
 
         wait_counted(house, feed.sent)
@@ -355,7 +355,7 @@ def test_a_new_zygote_that_is_killed_midway_is_no_loss() -> None:
 
         with Feed(house) as feed:
             error = asyncio.run(killed_midway(house, "zygote-new"))
-            eventually(lambda: feed.sent.total() > 500)
+            eventually(lambda: feed.sent.total() > 500, 20)
 
         assert "could not be forked: zygote-new has ended" in str(error)
         assert "the old code runs again" in str(error)

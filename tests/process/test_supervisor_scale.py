@@ -56,12 +56,12 @@ def test_up_and_down_under_load_loses_nothing_and_leaves_nothing() -> None:
 
         with Feed(house) as feed:
             for _ in range(3):
-                eventually(lambda: feed.sent.total() > 100)
+                eventually(lambda: feed.sent.total() > 100, 20)
                 scale(house, "count", 20)
                 assert len(slots(house)) == 20
                 scale(house, "count", 1)
             scale(house, "split", 3)
-            eventually(lambda: feed.sent.total() > 2000)
+            eventually(lambda: feed.sent.total() > 2000, 20)
 
         wait_counted(house, feed.sent)
         assert sizes(house) == {"split": 3, "count": 1, "app": 1}
@@ -93,11 +93,11 @@ def test_who_reads_the_table_of_a_group_that_is_scaled_notices_nothing(way: str)
         house.run()
 
         with Feed(house, pause_s=0.05) as feed:
-            eventually(lambda: feed.sent.total() > 100)
+            eventually(lambda: feed.sent.total() > 100, 20)
             for processes in (4, 2, 3, 1):
                 sent = feed.sent.total()
                 scale(house, "count", processes)
-                eventually(lambda sent=sent: feed.sent.total() > sent + 80)  # type: ignore[misc]
+                eventually(lambda sent=sent: feed.sent.total() > sent + 80, 20)  # type: ignore[misc]
 
         wait_counted(house, feed.sent)
         status = house.ask("status")
