@@ -316,7 +316,11 @@ def main() -> NoReturn:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
     set_title("zygote")
-    code = Zygote(link).run()
+    try:
+        code = Zygote(link).run()
+    except (BrokenPipeError, ConnectionResetError):
+        # The master closed the link while this imported or forked.
+        code = 0
     flush_output()
     # Threads that the import started would keep the interpreter from ending.
     os._exit(code)

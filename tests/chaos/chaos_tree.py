@@ -539,6 +539,7 @@ def complaints(made: Tree) -> list[str]:
     """Lines of the log that tell of what nobody here did."""
     lines = made.logfile.read_text(errors="replace").splitlines()
     found = [line for line in lines if "is FATAL" in line or " hangs:" in line]
+    found = [line for line in found if "it was stopped by a signal" not in line]
     for index, line in enumerate(lines):
         if "Traceback (most recent call last)" in line:
             ends = (each for each in lines[index + 1 :] if not each.startswith("      "))

@@ -4,7 +4,18 @@ import time
 
 import pytest
 from chaos_kills import run
-from chaos_tree import Content, Load, Row, Tree, drain, eventually, instance, problems
+from chaos_tree import (
+    Content,
+    Load,
+    Row,
+    Tree,
+    complaints,
+    drain,
+    eventually,
+    instance,
+    kill,
+    problems,
+)
 
 
 @pytest.mark.parametrize("seed", [1])
@@ -43,3 +54,11 @@ def test_an_event_that_takes_its_process_down_is_parked_and_the_others_go_on() -
         drain(made)
         made.stop()
         assert problems(made, load.acked) == []
+
+
+def test_a_stop_while_a_new_zygote_imports_is_quiet() -> None:
+    with instance() as made:
+        made.start()
+        assert kill(made.processes()["zygote"])
+        made.stop()
+        assert complaints(made) == []
