@@ -6,10 +6,11 @@ or recovers, is asked again until the deadline: a restart takes some hundredths 
 """
 
 import asyncio
+import glob
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from streamd.agentproc.reads import read_address
@@ -74,10 +75,9 @@ class RemoteTables:
         While the owners of a group are not known, these are the processes that will be.
         """
         group = self._tables[table]
-        known = [owner for owner in self._owners if owner.group == group]
-        if not known:
-            slots = self._groups[group]
-            known = [self._expected(group, slot, slots) for slot in range(slots)]
+        told = {owner.slot: owner for owner in self._owners if owner.group == group}
+        slots = max((owner.slots for owner in told.values()), default=self._groups[group])
+        known = [told.get(slot) or self._expected(group, slot, slots) for slot in range(slots)]
         if partition < 0:
             return known
         having = [owner for owner in known if partition in (*owner.active, *owner.recovering)]
@@ -138,9 +138,10 @@ class RemoteTables:
         return owners
 
     def _ask(self, owner: Owner, request: Lookup, deadline: float) -> Message:
-        address = read_address(owner.address)
         state = "is not there"
-        while (left_s := deadline - time.monotonic()) > 0:
+        for address in self._addresses(owner, request):
+            if (left_s := deadline - time.monotonic()) <= 0:
+                break
             connection = None
             try:
                 connection = self._take(address, left_s)
@@ -163,9 +164,10 @@ class RemoteTables:
         raise self._timed_out(owner, request, state)
 
     async def _ask_awaiting(self, owner: Owner, request: Lookup, deadline: float) -> Message:
-        address = read_address(owner.address)
         state = "is not there"
-        while (left_s := deadline - time.monotonic()) > 0:
+        for address in self._addresses(owner, request):
+            if (left_s := deadline - time.monotonic()) <= 0:
+                break
             try:
                 async with asyncio.timeout(left_s):
                     link = await self._link(address)
@@ -180,6 +182,19 @@ class RemoteTables:
                 state = _reason(answer)
             await asyncio.sleep(max(0.0, min(RETRY_S, deadline - time.monotonic())))
         raise self._timed_out(owner, request, state)
+
+    def _addresses(self, owner: Owner, request: Lookup) -> Iterator[str]:
+        """Where to ask, again and again: the owner, then the others of its group.
+
+        The group may have got another number of processes, and word of it may not have come:
+        not to a loop that waits for this answer. Who does not have the partition says so.
+        """
+        others = f"{glob.escape(owner.group)}#*.sock"
+        while True:
+            yield read_address(owner.address)
+            if request.partition >= 0:
+                for path in sorted(self._runtime_dir.glob(others)):
+                    yield read_address(str(path))
 
     async def _link(self, address: str) -> Link:
         connecting = self._links.get(address)

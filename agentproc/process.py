@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,7 @@ from streamd.wire import (
 log = logging.getLogger(__name__)
 
 STATS_S = 1.0
+STATS_AGAIN_S = 10.0  # where nothing has changed
 COLD_S = 0.3
 GOODBYE_S = 0.2
 REHEARSED_ROWS = 100  # of each partition of each table
@@ -259,10 +261,15 @@ class Process:
         return replies
 
     async def _report(self) -> None:
+        told: Stats | None = None
+        told_at = 0.0
         while True:
             await asyncio.sleep(STATS_S)
             stats = self._stats()
-            self._tell(stats)
+            # A hundred idle processes would keep the master busy with news that are none.
+            if stats != told or time.monotonic() - told_at > STATS_AGAIN_S:
+                self._tell(stats)
+                told, told_at = stats, time.monotonic()
             if self._stopping:
                 pages = self._answers.busy_with if self._answers is not None else []
                 self._tell(Draining([*stats.busy_with, *self._schedule.busy_with, *pages]))

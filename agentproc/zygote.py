@@ -109,10 +109,10 @@ class Zygote:
             if middle == 0:
                 self._fork_again(id, order, app, ends)
             _, status = os.waitpid(middle, 0)
-            if os.WIFSIGNALED(status):
+            if status != 0:
                 # It may have told or not; what it has forked ends with its link.
-                name = signal.Signals(os.WTERMSIG(status)).name
-                error = f"the process that forks was ended by {name}"
+                code = os.waitstatus_to_exitcode(status)
+                error = f"the process that forks ended with {code}"
                 self._send(-id, ForkFailed(order.id, error))
         except OSError as error:
             self._send(-id, ForkFailed(order.id, fork_error(error)))
@@ -316,7 +316,11 @@ def main() -> NoReturn:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
     set_title("zygote")
-    code = Zygote(link).run()
+    try:
+        code = Zygote(link).run()
+    except (BrokenPipeError, ConnectionResetError):
+        # The master closed the link while this imported or forked.
+        code = 0
     flush_output()
     # Threads that the import started would keep the interpreter from ending.
     os._exit(code)

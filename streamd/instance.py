@@ -8,8 +8,6 @@ each process. Nothing here imports the app.
 import fcntl
 import os
 import stat
-import tempfile
-import uuid
 from pathlib import Path
 
 import msgspec
@@ -49,6 +47,7 @@ class InstanceRecord(msgspec.Struct, frozen=True):
     started_at: float
     version: str
     unit: str = ""  # systemd's unit, when it runs this instance
+    cgroup: str = ""  # the folder of the control group of the tree, where it has one
 
 
 class StartSpec(msgspec.Struct, frozen=True):
@@ -146,6 +145,8 @@ def runtime_root() -> Path:
         return Path("/run/streamd")
     if given := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(given) / "streamd"
+    import tempfile  # noqa: PLC0415 - a megabyte that the master does not need
+
     return Path(tempfile.gettempdir()) / f"streamd-{os.geteuid()}"
 
 
@@ -174,7 +175,7 @@ class Folder:
             NotPermitted: It belongs to someone else, is a link, or cannot be made.
         """
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_root()
             self.path.mkdir(mode=0o700, exist_ok=True)
             there = self.path.lstat()
         except OSError as error:
@@ -182,12 +183,22 @@ class Folder:
                 f"the runtime folder {self.path} cannot be made: {error.strerror}",
                 remedy="set STREAMD_RUNTIME_DIR to a folder of yours",
             ) from error
-        if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.geteuid():
+        # Root makes it for the user of the setting `user`, whose it is from then on.
+        is_ours = there.st_uid == os.geteuid() or os.geteuid() == 0
+        if not stat.S_ISDIR(there.st_mode) or not is_ours:
             raise NotPermitted(
                 f"the runtime folder {self.path} is not a folder of uid {os.geteuid()}",
                 remedy="remove it, or set STREAMD_RUNTIME_DIR to a folder of yours",
             )
         self.path.chmod(0o700)
+
+    def _make_root(self) -> None:
+        if os.geteuid() == 0 and not self.path.parent.exists():
+            # Others may pass, not look: a folder in it may be another user's.
+            self.path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self.path.parent.chmod(0o711)
+        else:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def try_lock(self) -> int | None:
         """Take `tree.lock` without waiting; its descriptor, inheritable, or None if held.
@@ -220,7 +231,7 @@ class Folder:
 
 def new_tree() -> str:
     """A value for STREAMD_TREE that no other tree has."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def folders() -> list[Folder]:

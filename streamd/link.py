@@ -27,6 +27,8 @@ from streamd.wire import (
 log = logging.getLogger(__name__)
 
 # Longest path that fits sun_path with its closing zero byte.
+CONNECT_S = 2.0
+CONNECT_AGAIN_S = 0.005
 MAX_ADDRESS_BYTES = 107
 
 Answer = Message | AsyncIterator[Message] | None
@@ -249,17 +251,40 @@ class _Accepted(Link):
 
 
 async def connect(address: str | Path, name: str, handler: Handler = refuse_everything) -> Link:
-    """Connect to the Unix socket at `address`.
+    """Connect to the Unix socket at `address`; waits `CONNECT_S` for one that is besieged.
 
     Raises:
-        LinkLost: Nobody listens there.
+        LinkLost: Nobody listens there, or takes no more.
     """
     loop = asyncio.get_running_loop()
     try:
-        _, link = await loop.create_unix_connection(lambda: Link(name, handler), str(address))
+        end = await _dial(str(address))
+        _, link = await loop.create_connection(lambda: Link(name, handler), sock=end)
     except (OSError, TimeoutError) as error:
         raise LinkLost(f"{name} cannot be reached at {address}: {error}") from error
     return link
+
+
+async def _dial(address: str) -> socket.socket:
+    """A connected socket.
+
+    By hand: where the queue of who listens is full, the kernel says "try again", which asyncio
+    takes for a connection that is being made, and tells one that is none.
+    """
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        end.setblocking(False)
+        async with asyncio.timeout(CONNECT_S):
+            while True:
+                try:
+                    end.connect(address)
+                except BlockingIOError:
+                    await asyncio.sleep(CONNECT_AGAIN_S)
+                else:
+                    return end
+    except BaseException:
+        end.close()
+        raise
 
 
 async def adopt(

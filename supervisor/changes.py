@@ -105,6 +105,11 @@ class Changes:
             task.cancel()
 
     @property
+    def is_idle(self) -> bool:
+        """True while nothing is changed, and nothing waits to be."""
+        return not self._queue
+
+    @property
     def is_reloading(self) -> bool:
         """True while a reload is under way."""
         return any(each.what == RELOADING and each.has_begun for each in self._queue)

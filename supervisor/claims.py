@@ -65,7 +65,7 @@ def claim_port(bind: str, port: int) -> socket.socket:
         return _listen_unix(bind.removeprefix("unix:"))
     try:
         family, _, _, _, address = socket.getaddrinfo(
-            bind or "0.0.0.0",
+            host_of(bind),
             port,
             type=socket.SOCK_STREAM,
             flags=socket.AI_PASSIVE,
@@ -83,6 +83,13 @@ def claim_port(bind: str, port: int) -> socket.socket:
         listener.close()
         raise _port_error(bind, port, error) from error
     return listener
+
+
+def host_of(bind: str) -> str | bytes:
+    """The address as getaddrinfo wants it; for text it loads the tables of international names,
+    half a megabyte of the master's memory."""
+    address = bind or "0.0.0.0"
+    return address.encode() if address.isascii() else address
 
 
 def _listen_unix(path: str) -> socket.socket:

@@ -5,6 +5,7 @@ stays does not matter: a client too many takes the place of the one that was sil
 """
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -125,13 +126,13 @@ class Control:
         yield Document(rows)
 
     async def do_events(self, args: dict[str, Any]) -> AsyncIterator[Message]:
-        since = float(args.get("since") or 0.0)
+        since = _number(args, "since")
         events = self._master.registry.events
         yield Document([event for event in events if event["t"] >= since])
 
     async def do_logs(self, args: dict[str, Any]) -> AsyncIterator[Message]:
-        wanted = set(args.get("names") or ())
-        level = args.get("level") or "DEBUG"
+        wanted = set(_names(args))
+        level = str(args.get("level") or "DEBUG")
         logs = self._master.logs
 
         def is_wanted(process: str) -> bool:
@@ -141,9 +142,9 @@ class Control:
         with logs.followed() as queue:
             for line in logs.select(
                 is_wanted,
-                lines=int(args.get("lines") or 0),
+                lines=int(_number(args, "lines")),
                 level=level,
-                since=float(args.get("since") or 0.0),
+                since=_number(args, "since"),
             ):
                 yield Document(as_data(line))
             while args.get("follow"):
@@ -152,7 +153,7 @@ class Control:
                     yield Document(as_data(line))
 
     async def do_stacks(self, args: dict[str, Any]) -> AsyncIterator[Message]:
-        names = list(args.get("names") or ())
+        names = _names(args)
         chosen = self._chosen(names, "master") if names else None
         blocks = await self._master.collect_stacks(chosen)
         yield Document("\n".join(blocks.values()))
@@ -169,7 +170,7 @@ class Control:
             yield Document({"left": self._master.left()})
 
     async def do_restart(self, args: dict[str, Any]) -> AsyncIterator[Message]:
-        names = self._chosen(list(args.get("names") or ()))
+        names = self._chosen(_names(args))
         change = self._master.changes.restart(names)
         async for line in change.follow():
             yield Document({"doing": line})
@@ -206,3 +207,27 @@ class Control:
                 f"there is no process {unknown[0]!r}", seen=[f"there is {', '.join(known)}"]
             )
         return chosen
+
+
+def _number(args: dict[str, Any], name: str) -> float:
+    """A number of the arguments; 0 where it is left out.
+
+    Raises:
+        UsageError: It is none.
+    """
+    value = args.get(name) or 0.0
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"{name} is a number, not {value!r}")
+    return float(value)
+
+
+def _names(args: dict[str, Any]) -> list[str]:
+    """The names of the arguments.
+
+    Raises:
+        UsageError: They are no list of texts.
+    """
+    names = args.get("names") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"names is a list of names, not {names!r}")
+    return names

@@ -6,8 +6,10 @@ policy → `start` again, now or later, or never. Every step moves the child's s
 
 import asyncio
 import contextlib
+import glob
 import itertools
 import logging
+import os
 import random
 import signal
 import socket
@@ -27,6 +29,7 @@ from streamd.link import Answer, Link, LinkLost, adopt
 from streamd.supervisor import policy, stacks
 from streamd.supervisor.child import Child, Run, identity_of, spawn
 from streamd.supervisor.logs import LogPipe, Logs
+from streamd.supervisor.oom import KernelKills
 from streamd.supervisor.owners import OwnerMap
 from streamd.supervisor.pages import BeatPage, DumpFile
 from streamd.supervisor.policy import Ending, Exit, HangWatch, RestartType, Suspects
@@ -64,6 +67,9 @@ LINK_BYTES = 4096
 LAST_WORDS_S = 0.05
 DECLARE_S = 30.0
 ZYGOTE_END_S = 2.0
+OWNERS_S = 0.0005  # times the number of processes: how long changes of owners are gathered
+OWNERS_MAX_S = 0.05
+OOM_SCORE = 500  # of an agent process
 LAST_LINES = 10  # of the log of a process that is given up
 
 ZYGOTE = "zygote"
@@ -74,7 +80,7 @@ KINDS = ("zygote", "log", "canary", "agent", "web")  # the order of the children
 
 OF_ENDING = {
     Ending.OUTSIDE: " from outside",
-    Ending.OUT_OF_MEMORY: ": the kernel was out of memory",
+    Ending.OUT_OF_MEMORY: ": out of memory",
     Ending.EARLY: ", which nobody had asked it to",
 }
 
@@ -130,8 +136,9 @@ class Fleet:
         self._forks: dict[int, PendingFork] = {}  # asked for, not told yet
         self._runs: dict[Link, tuple[Child, Run]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._kills_for_memory = kernel_kills()
+        self._kernel_kills = KernelKills()
         self._together: Child | None = None  # whose death others are restarted with
+        self._owners_timer: asyncio.TimerHandle | None = None
 
     # What there is.
 
@@ -161,6 +168,9 @@ class Fleet:
         heir = next((each for each in self.of_group(child.group) if each is not child), None)
         if child.kind == "agent" and heir is not None:
             heir.totals.add(child.totals)
+        path = self._folder.process_path(child.name)
+        for socket_path in path.parent.glob(f"{glob.escape(path.name)}*"):
+            socket_path.unlink(missing_ok=True)
         self._arrange([each for each in self.children.values() if each is not child])
 
     def _arrange(self, children: list[Child]) -> None:
@@ -285,36 +295,40 @@ class Fleet:
         self._runs[link] = (child, run)
 
     async def _ask_fork(self, child: Child) -> None:
-        ours, theirs = socket.socketpair()
-        link = await adopt(ours, child.name, self._on_message)
-        if child.state is not State.STARTING:
-            link.close()
-            theirs.close()
-            # Told to stop before there was anything to stop.
-            child.move(Event.EXIT)
-            return
-        code = child.code or self.code
-        if not code.is_ready or code.link is None:
-            link.close()
-            theirs.close()
-            if code.is_lost:
-                self._start_without(child, code)
-            else:
-                code.waiting.append(child)
-            return
-        logs = LogPipe(child.name, self._logs.put)
-        page, dump = BeatPage(), DumpFile()
-        id = next(self._fork_ids)
-        plan = self._plan(child)
-        self._forks[id] = PendingFork(
-            child, plan, code.link, link, logs, page, dump, time.monotonic()
-        )
-        failpoint("master.before-fork")
-        code.link.send(
-            Fork(id, plan),
-            id=id,
-            descriptors=[theirs.fileno(), logs.write_end, page.fd, dump.fd],
-        )
+        with contextlib.ExitStack() as made:  # given back where the next cannot be made
+            ours, theirs = socket.socketpair()
+            made.callback(theirs.close)
+            link = await adopt(ours, child.name, self._on_message)
+            made.callback(link.close)
+            code = child.code or self.code
+            if child.state is not State.STARTING:
+                # Told to stop before there was anything to stop.
+                child.move(Event.EXIT)
+                return
+            if not code.is_ready or code.link is None:
+                if code.is_lost:
+                    self._start_without(child, code)
+                else:
+                    code.waiting.append(child)
+                return
+            logs = LogPipe(child.name, self._logs.put)
+            made.callback(logs.close)
+            page = BeatPage()
+            made.callback(page.close)
+            dump = DumpFile()
+            made.callback(dump.close)
+            id = next(self._fork_ids)
+            plan = self._plan(child)
+            failpoint("master.before-fork")
+            code.link.send(
+                Fork(id, plan),
+                id=id,
+                descriptors=[theirs.fileno(), logs.write_end, page.fd, dump.fd],
+            )
+            self._forks[id] = PendingFork(
+                child, plan, code.link, link, logs, page, dump, time.monotonic()
+            )
+            made.pop_all()
         theirs.close()
         logs.close_write_end()
 
@@ -436,11 +450,16 @@ class Fleet:
         fork = self._forks.pop(message.id)
         try:
             run = self._began(fork.child, message.pid, fork.logs)
-        except ProcessLookupError:
+        except OSError as error:
+            # Gone already, or no descriptor is left to watch it by: it is swept up.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(message.pid, signal.SIGKILL)
             fork.close()
-            self._start_failed(fork.child, "was gone before it could be watched")
+            self._start_failed(fork.child, f"could not be watched: {error.strerror}")
             return
         run.link, run.page, run.dump, run.plan = fork.link, fork.page, fork.dump, fork.plan
+        info = self.group_info(fork.child)
+        yield_to_others(run.pid, info.nice if info is not None else 0)
         assert self.settings is not None
         run.hangs = HangWatch(self.settings.hang_limit_s)
         self._runs[fork.link] = (fork.child, run)
@@ -509,10 +528,25 @@ class Fleet:
         log.info("%s is RUNNING after %.2f s", child, took_s)
 
     def tell_owners(self) -> None:
-        """Send the map of owners to everybody who asks owners."""
+        """Send the map of owners to everybody who asks owners.
+
+        The web process gets each change at once. Agent processes, which ask for tables alone,
+        get what has changed in a short while in one piece: with a hundred of them, a start
+        would be ten thousand frames.
+        """
+        web = self.children.get("web")
+        if web is not None and web.run is not None and web.run.link is not None:
+            web.run.link.send(self.owners.frame())
+        if self._owners_timer is None and self.hello is not None and self.hello.tables:
+            delay_s = min(OWNERS_MAX_S, OWNERS_S * len(self.children))
+            loop = asyncio.get_running_loop()
+            self._owners_timer = loop.call_later(delay_s, self._tell_agents_owners)
+
+    def _tell_agents_owners(self) -> None:
+        self._owners_timer = None
         frame = self.owners.frame()
-        for child in self.children.values():
-            if child.kind in ("agent", "web") and child.run and child.run.link:
+        for child in self.agents:
+            if child.run is not None and child.run.link is not None:
                 child.run.link.send(frame)
 
     def greet_web(self) -> None:
@@ -610,9 +644,12 @@ class Fleet:
                 )
             )
         ending = run.killed_as or policy.classify(
-            exit, out_of_memory=exit.signal == signal.SIGKILL and self._was_out_of_memory()
+            exit,
+            out_of_memory=exit.signal == signal.SIGKILL and self._kernel_kills.happened(),
         )
         child.last_exit += OF_ENDING.get(ending, "")
+        if ending is Ending.OUT_OF_MEMORY and not self._kernel_kills.is_sure:
+            child.last_exit += "?"
         rehearsed = child.kind == "canary" and exit.code == 0
         level = logging.INFO if rehearsed else logging.WARNING
         log.log(level, "%s (pid %d) %s", child.name, run.pid, child.last_exit)
@@ -772,10 +809,6 @@ class Fleet:
                 f"its process down {parked.deaths} times: it goes to the dead letters",
             )
 
-    def _was_out_of_memory(self) -> bool:
-        before, self._kills_for_memory = self._kills_for_memory, kernel_kills()
-        return self._kills_for_memory > before
-
     # Stopping.
 
     def stop(self, child: Child, number: int = signal.SIGTERM) -> None:
@@ -905,13 +938,13 @@ def declaration(hellos: Iterable[Hello]) -> Declare:
     return Declare(list(topics.values()), list(tables.values()), groups)
 
 
-def kernel_kills() -> int:
-    """How often the kernel has killed for lack of memory, since boot."""
-    try:
-        with open("/proc/vmstat") as file:
-            for line in file:
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-    except OSError:
-        return 0
-    return 0
+def yield_to_others(pid: int, nice: int) -> None:
+    """Let an agent process be ended before the master where memory is short, and give way."""
+    with contextlib.suppress(OSError):
+        path = Path(f"/proc/{pid}/oom_score_adj")
+        if int(path.read_text()) < OOM_SCORE:
+            path.write_text(str(OOM_SCORE))
+    if nice:
+        with contextlib.suppress(OSError):
+            now = os.getpriority(os.PRIO_PROCESS, pid)
+            os.setpriority(os.PRIO_PROCESS, pid, min(19, now + nice))

@@ -21,10 +21,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from streamd.supervisor import tree
+    from streamd.supervisor import cgroups, tree
 else:
     # With -I the script's own folder is not on the path.
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+    import cgroups
     import tree
 
 PASSED = ("TERM", "QUIT", "USR1", "USR2", "TTIN", "TTOU")
@@ -43,6 +44,7 @@ class Guardian:
         self._interrupts = 0
         self._killed_by_us = False
         self._notify: socket.socket | None = None
+        self._cgroup: str | None = None
         hangs_up = has_terminal() and spec["foreground"]
         self._hang_up_means = signal.SIGTERM if hangs_up else signal.SIGHUP
 
@@ -52,6 +54,7 @@ class Guardian:
         wakeup, wakeup_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_end, warn_on_full_buffer=False)
         self._install_handlers()
+        self._cgroup = cgroups.make(self._spec["tree"])
         self._spawn_master()
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
@@ -78,6 +81,7 @@ class Guardian:
     def _spawn_master(self) -> None:
         environment = dict(os.environ)
         environment["STREAMD_GUARDIAN"] = str(os.getpid())
+        environment["STREAMD_CGROUP"] = self._cgroup or ""
         if environment.pop("NOTIFY_SOCKET", ""):
             self._notify, masters_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
             masters_end.set_inheritable(True)
@@ -136,7 +140,11 @@ class Guardian:
                 return
 
     def _end(self, status: "os.waitid_result") -> int:
+        if self._cgroup is not None:
+            cgroups.kill(self._cgroup)
         survivors = tree.kill_children()
+        if self._cgroup is not None:
+            cgroups.remove(self._cgroup)
         for found in survivors:
             self._say(f"process {found} cannot be ended: the kernel does not let it go")
         if status.si_code == os.CLD_EXITED:

@@ -23,7 +23,7 @@ from streamd.errors import ConfigError, StreamdError
 from streamd.failpoints import failpoint
 from streamd.instance import Folder, InstanceRecord, StartSpec, identify
 from streamd.link import Answer, Link
-from streamd.supervisor import claims, policy, stacks, tree
+from streamd.supervisor import claims, limits, policy, stacks, tree
 from streamd.supervisor.changes import Change, Changes
 from streamd.supervisor.child import Child
 from streamd.supervisor.control import Control
@@ -32,6 +32,7 @@ from streamd.supervisor.logs import Logs, LogsHandler, Output, level_number
 from streamd.supervisor.notify import Notify
 from streamd.supervisor.policy import LateWatch
 from streamd.supervisor.progress import Progress
+from streamd.supervisor.recycling import Recycling
 from streamd.supervisor.registry import Registry
 from streamd.supervisor.settings import Settings
 from streamd.supervisor.snapshot import Snapshots
@@ -48,7 +49,7 @@ WEB_GOODBYE_S = 1.0
 COLD_S = 0.6  # for agent processes to end by QUIT
 LAST_S = 0.4  # for the log to end by TERM, and for what was killed
 PROGRESS_S = 5.0
-STACKS_S = 1.0
+STACKS_S = 0.7
 EXTEND_S = 30.0
 
 EXIT_WARM = 0
@@ -95,8 +96,10 @@ class Master:
             started_at=time.time(),
             version=streamd.__version__,
             unit=systemd_unit() if "STREAMD_NOTIFY_FD" in environment else "",
+            cgroup=environment.get("STREAMD_CGROUP", ""),
         )
         self.changes = Changes(self)
+        self._recycling = Recycling(self.fleet, self.changes)
         self.snapshots = self._make_snapshots("")
 
     @property
@@ -115,6 +118,7 @@ class Master:
         """Start, look after everything until told to stop, leave nothing; the exit code."""
         self._install_handlers()
         tree.become_subreaper()
+        limits.warn_of_root(self._spec.workdir)
         self.folder.write_record(self._record)
         failpoint("master.locked")
         await self._control.serve()
@@ -125,6 +129,8 @@ class Master:
             now = time.monotonic()
             late = self._late.was_late(now, time.clock_gettime(time.CLOCK_BOOTTIME))
             self._watch.look(now, was_late=late)
+            if self.phase == "running":
+                self._recycling.look(now)
             if now >= second_at:
                 second_at = now + SECOND_S
                 try:
@@ -163,7 +169,8 @@ class Master:
         self.changes.follow_lag(now)
         web = self.fleet.children.get("web")
         if web is not None and web.run is not None and web.run.link is not None:
-            web.run.link.send(Snapshot(msgspec.json.encode(self.snapshot())))
+            told = self.snapshots.build(self.phase, fresh=False)
+            web.run.link.send(Snapshot(msgspec.json.encode(told)))
         self.registry.commit()
         self.notify.status(self.snapshots.sentence(self.phase))
         self.notify.alive()

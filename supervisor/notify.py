@@ -15,6 +15,7 @@ PRIVATE_VARIABLES = frozenset(
         "NOTIFY_SOCKET",
         "STREAMD_NOTIFY_FD",
         "STREAMD_GUARDIAN",
+        "STREAMD_CGROUP",
         "WATCHDOG_USEC",
         "WATCHDOG_PID",
         "LISTEN_FDS",

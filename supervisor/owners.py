@@ -46,6 +46,13 @@ class OwnerMap:
         }
         return sorted(found)
 
+    def by_process(self) -> dict[str, list[int]]:
+        """The partitions of every process that has some, of all its groups."""
+        found: dict[str, set[int]] = {}
+        for (process, _), owner in self._owners.items():
+            found.setdefault(process, set()).update(owner.active, owner.recovering)
+        return {process: sorted(partitions) for process, partitions in found.items()}
+
     def frame(self) -> Owners:
         """The whole map, as it is sent to everybody."""
         return Owners(self.generation, list(self._owners.values()))

@@ -5,10 +5,11 @@ an error is written to standard error in the command line's form. Nobody has to 
 """
 
 import contextlib
-import json
 import os
 import time
 from typing import Any
+
+import msgspec
 
 from streamd.errors import StreamdError
 
@@ -66,7 +67,7 @@ class Progress:
         if not self._is_open:
             return
         try:
-            os.write(self._fd, json.dumps(told).encode() + b"\n")
+            os.write(self._fd, msgspec.json.encode(told) + b"\n")
         except OSError:
             # Who started us has not the time to wait.
             self._close()

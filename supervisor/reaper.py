@@ -10,8 +10,6 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import psutil
-
 from streamd.supervisor import tree
 from streamd.supervisor.policy import Exit
 
@@ -108,6 +106,9 @@ class Reaper:
 
 
 def _describe(found: tree.Found) -> Stray:
+    # Only an instance with orphans needs it, and it is a megabyte of the master's memory.
+    import psutil  # noqa: PLC0415
+
     try:
         process = psutil.Process(found.pid)
         with process.oneshot():

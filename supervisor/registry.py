@@ -35,6 +35,7 @@ class Registry:
         self._rows: SqliteDict | None = None
         self._number = 0
         self._has_dropped = False
+        self._has_written = False  # since the last commit
 
     def open(self, path: Path) -> None:
         """Read what `path` holds and write to it from now on; never raises for its sake."""
@@ -87,8 +88,9 @@ class Registry:
 
     def commit(self) -> None:
         """Let what was written since the last call become durable, in a while."""
-        if self._usable():
+        if self._has_written and self._usable():
             assert self._rows is not None
+            self._has_written = False
             try:
                 self._rows.commit(blocking=False)
             except Exception as error:
@@ -139,6 +141,7 @@ class Registry:
         assert self._rows is not None
         try:
             self._rows[key] = value
+            self._has_written = True
         except Exception as error:
             # The error of an earlier write, which sqlitedict tells at the next one.
             self._give_up(error)

@@ -144,7 +144,8 @@ class Reload:
             self._well.add(child)
         self._exchanged.append(child)
         await rolling.replace(self._fleet, child, code)
-        self._look()
+        # Also those of before: no other is touched while one is missing.
+        await rolling.wait_ready(self._exchanged)
         done = sum(each.code is code for each in self._fleet.agents)
         self._say(f"{done} of {len(self._fleet.agents)} processes run the new code")
 
@@ -155,18 +156,12 @@ class Reload:
         size = said if said != said_before else self._sizes.get(group, said)
         return min(size, max(1, scaling.most_processes(hello, group)))
 
-    def _look(self) -> None:
-        """Raise what is wrong with a process that runs the new code."""
-        for child in self._exchanged:
-            if trouble := rolling.trouble_of(child):
-                raise trouble
-
     async def _settle(self) -> None:
         deadline = asyncio.get_running_loop().time() + SETTLE_S
         while (left_s := deadline - asyncio.get_running_loop().time()) > 0:
-            self._look()
+            await rolling.wait_ready(self._exchanged)
             await asyncio.sleep(min(0.1, left_s))
-        self._look()
+        await rolling.wait_ready(self._exchanged)
 
     # The end, either way.
 

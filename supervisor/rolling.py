@@ -99,8 +99,8 @@ async def wait_ready(children: Sequence[Child], limit_s: float = READY_S) -> Non
 
 def trouble_of(child: Child) -> StreamdError | None:
     """Why a process that was started anew does not do well; None: it does."""
-    if child.state is State.RUNNING and not child.budget.crashes:
-        return None
+    if child.state in (State.RUNNING, State.STARTING) and not child.budget.crashes:
+        return None  # one that somebody else has killed is on its way back
     if child.failing is not None:
         return StreamdError(
             f"{child.name}: {child.failing.message}",

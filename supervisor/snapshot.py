@@ -5,27 +5,24 @@
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
-
-import psutil
 
 from streamd.supervisor import scaling
 from streamd.supervisor.changes import Changes
 from streamd.supervisor.child import Child, Run
+from streamd.supervisor.figures import Figures
 from streamd.supervisor.fleet import Fleet
 from streamd.supervisor.reaper import Stray
 from streamd.supervisor.registry import Registry
 from streamd.supervisor.states import State
+from streamd.wire import Hello
 
 SCHEMA = "streamd.status/1"
 HISTORY_S = 120
 RATE_S = 5
 SHOWN_EVENTS = 50
-PRIVATE_EACH_S = 15.0
-PRIVATE_READS = 4  # a look at all processes
 
 
 class Snapshots:
@@ -44,9 +41,9 @@ class Snapshots:
         self._changes = changes
         self._history: deque[dict[str, float]] = deque(maxlen=HISTORY_S)
         self._totals: deque[tuple[float, dict[str, int]]] = deque(maxlen=RATE_S + 1)
-        self._figures: dict[int, psutil.Process] = {}  # pid -> whose cpu is measured
-        self._private_reads = 0  # left in this look
-        self._private: dict[int, tuple[float, int]] = {}  # pid -> when read, bytes
+        self._figures = Figures()
+        # The app, and how many processes each of its groups can have.
+        self._most: tuple[Hello | None, dict[str, int]] = (None, {})
 
     def tick(self, now: float) -> None:
         """Note the counters; to be called once a second."""
@@ -60,14 +57,15 @@ class Snapshots:
             }
         )
 
-    def build(self, phase: str) -> dict[str, Any]:
+    def build(self, phase: str, *, fresh: bool = True) -> dict[str, Any]:
         """The snapshot of this moment.
 
         Args:
             phase: "starting", "running" or "stopping".
+            fresh: Read the figures of all processes anew; else of some of them, by turns.
         """
         fleet = self._fleet
-        processes = self.processes()
+        processes = self.processes(fresh=fresh)
         problems = list(_problems(fleet.children.values()))
         events, behind = self._events(), self._behind()
         state = "degraded" if phase == "running" and problems else phase
@@ -121,33 +119,34 @@ class Snapshots:
             return f"{len(children) - len(down)} of {len(children)} processes run; {words}."
         return f"All {len(children)} processes run; {behind} events behind."
 
-    def processes(self) -> list[dict[str, Any]]:
+    def processes(self, *, fresh: bool = True) -> list[dict[str, Any]]:
         """Every process of the tree, as `ps` shows it."""
         strays = list(self._fleet.reaper.strays.values())
-        self._private_reads = PRIVATE_READS
+        pids = [child.run.pid for child in self._fleet.children.values() if child.run]
+        figures = self._figures.look([os.getppid(), os.getpid(), *pids], fresh=fresh)
+        partitions = self._fleet.owners.by_process()
         rows = []
-        live: set[int] = set()
         for name, pid in (("guardian", os.getppid()), ("master", os.getpid())):
-            live.add(pid)
             rows.append(
                 {
                     **self._row(name, name, "", "RUNNING", self._fixed["since"]),
-                    **self._figures_of(pid),
+                    **figures[pid],
                 }
             )
         known: set[int] = set()
         for child in self._fleet.children.values():
             row = self._row(child.name, child.kind, child.group, child.state.value, child.since)
             row["restarts"] = child.restarts
+            if self._changes.is_reloading and child.kind == "agent":
+                row["code"] = "old" if child.code is None else "new"
             row["hangs"] = child.hangs
             row["recycles"] = child.recycles
-            row["partitions"] = self._fleet.owners.partitions(child.name)
+            row["partitions"] = partitions.get(child.name, [])
             row["last_exit"] = child.last_exit
             if child.retry_at is not None:
                 row["retry_in_s"] = round(max(0.0, child.retry_at - time.monotonic()), 1)
             if (run := child.run) is not None:
-                live.add(run.pid)
-                row.update(self._figures_of(run.pid))
+                row.update(figures[run.pid])
                 row["strays"] = _strays_of(run, strays)
                 known.update(row["strays"])
                 row["busy_with"] = run.stats.busy_with if run.stats else []
@@ -155,9 +154,6 @@ class Snapshots:
             rows.append(row)
         # Whose process is gone, or who left its session, is shown with the master.
         rows[1]["strays"] = [stray.pid for stray in strays if stray.pid not in known]
-        for gone in self._figures.keys() - live:
-            del self._figures[gone]
-            self._private.pop(gone, None)
         return rows
 
     def _row(
@@ -179,38 +175,6 @@ class Snapshots:
             "retry_in_s": None,
             "strays": [],
         }
-
-    def _figures_of(self, pid: int) -> dict[str, Any]:
-        figures: dict[str, Any] = {"pid": pid}
-        try:
-            process = self._figures.get(pid)
-            if process is None:
-                process = self._figures[pid] = psutil.Process(pid)
-            with process.oneshot():
-                figures["cpu_percent"] = process.cpu_percent()
-                figures["rss_bytes"] = process.memory_info().rss
-        except psutil.Error:
-            self._figures.pop(pid, None)
-            return figures
-        figures["private_bytes"] = self._private_of(pid)
-        return figures
-
-    def _private_of(self, pid: int) -> int:
-        # Up to 7 ms a process: seldom, and few at a time.
-        read_at, size_bytes = self._private.get(pid, (0.0, 0))
-        now = time.monotonic()
-        is_fresh = read_at > 0.0 and now - read_at < PRIVATE_EACH_S
-        if is_fresh or self._private_reads == 0:
-            return size_bytes
-        self._private_reads -= 1
-        try:
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        except OSError:
-            return size_bytes
-        private = [line.split()[1] for line in text.splitlines() if line.startswith("Private_")]
-        size_bytes = 1024 * sum(map(int, private))
-        self._private[pid] = now, size_bytes
-        return size_bytes
 
     def _events(self) -> dict[str, int]:
         """Events settled, by agent, since the master started."""
@@ -274,11 +238,17 @@ class Snapshots:
 
     def _groups(self) -> list[dict[str, Any]]:
         hello, autos = self._fleet.hello, self._changes.auto_groups()
+        if hello is not None and self._most[0] is not hello:
+            most = {
+                group.name: scaling.most_processes(hello, group.name) for group in hello.groups
+            }
+            self._most = hello, most
+        sizes = Counter(child.group for child in self._fleet.agents)
         return [
             {
                 "name": group.name,
-                "processes": len(self._fleet.of_group(group.name)),
-                "most": scaling.most_processes(hello, group.name),
+                "processes": sizes[group.name],
+                "most": self._most[1][group.name],
                 "auto": group.name in autos,
                 "why": group.why,
             }

@@ -41,7 +41,8 @@ async def collect(children: Sequence[Child], timeout_s: float) -> dict[str, str]
         run = child.run
         if run is None:
             continue
-        answers = handles(run.pid, signal.SIGUSR1)
+        # What is stopped does not answer: nobody waits for it.
+        answers = handles(run.pid, signal.SIGUSR1) and not _is_stopped(run.pid)
         if answers:
             if run.dump is not None:
                 run.dump.clear()
@@ -73,6 +74,8 @@ async def _wait_whole(runs: Sequence[Run], timeout_s: float) -> None:
 
 
 def _text_of(run: Run, answers: bool) -> str:
+    if not answers and _is_stopped(run.pid):
+        return "(stopped by a signal: it cannot answer)\n"
     if not answers:
         return "(takes no USR1: it has not come so far, or is not Python)\n"
     if run.dump is None:
@@ -86,6 +89,13 @@ def _text_of(run: Run, answers: bool) -> str:
             text += "(tasks: not in time, its loop does not turn)\n"
         return text
     return "(it ended meanwhile)\n"
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return process_state(pid) == "T"
+    except ProcessLookupError:
+        return False
 
 
 def header(child: Child, run: Run) -> str:

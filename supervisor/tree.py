@@ -1,8 +1,9 @@
 """Finding and ending every process of a tree.
 
-Two means are exact: a subreaper that kills its children until it has none (`kill_children`),
-and `tree.lock`, which is free only when no process of the tree is left. Without a subreaper
-(`kill_tree`) the processes are found by what they cannot shed together: the environment marker,
+Three means are exact: a subreaper that kills its children until it has none (`kill_children`),
+the tree's control group, where it has one, and `tree.lock`, which is free only when no process
+of the tree is left. `kill_tree` lets the guardian, a subreaper, do it, and the control group;
+what outlives both is found by what it cannot shed together: the environment marker,
 the lock's descriptor, the identity that the master wrote down, its session, their parents.
 Never by name. Identity is checked through a pidfd before each signal: pids are reused.
 
@@ -12,17 +13,24 @@ Standard library only, and no import of streamd at run time: the guardian loads 
 import ctypes
 import fcntl
 import os
+import select
 import signal
 import time
 
 TYPE_CHECKING = False
+if TYPE_CHECKING or __package__:
+    from streamd.supervisor import cgroups
+else:
+    # The guardian has loaded this by path.
+    import cgroups
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from streamd.instance import InstanceRecord
+    from streamd.instance import Identity, InstanceRecord
 
 EMPTY_PASSES = 3
+GUARDIAN_S = 3.0  # it ends a tree in milliseconds
 _MARKER = b"STREAMD_TREE="
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
@@ -172,7 +180,7 @@ def find_tree(
         lock_path: The instance's `tree.lock`.
     """
     seen = {found.pid: found for found in everything() if found.state not in "ZX"}
-    spared = _self_and_ancestors(seen)
+    spared = spared_by(record)
     marker = b"\0" + _MARKER + os.fsencode(tree) + b"\0" if tree else b""
     lock = _file_id(lock_path)
     members: dict[int, Found] = {}
@@ -190,6 +198,10 @@ def find_tree(
             if known is not None and known.start_ticks == identity.start_ticks:
                 known.how = known.how or "identity"
                 members[known.pid] = known
+        for pid in cgroups.members(record.cgroup) if record.cgroup else ():
+            if pid in seen and pid not in members:
+                seen[pid].how = "cgroup"
+                members[pid] = seen[pid]
         # A session's number is not given to another process while a member lives.
         for found in seen.values():
             old_enough = found.start_ticks >= record.master.start_ticks
@@ -210,8 +222,9 @@ def kill_tree(
 ) -> Report:
     """End a whole tree, with or without a living master. Blocks until it is done.
 
-    Every pass stops what it finds before it kills, so that nothing it has seen forks away. It
-    is done when three passes in a row found nothing and `tree.lock` is free.
+    A living guardian is let do it: what forks faster than it can be found, only a subreaper
+    ends. Every pass stops what it finds before it kills, so that nothing it has seen forks
+    away. It is done when three passes in a row found nothing and `tree.lock` is free.
 
     Args:
         dry_run: Find once and signal nothing.
@@ -220,6 +233,9 @@ def kill_tree(
     report = Report()
     deadline = time.monotonic() + deadline_s
     empty = 0
+    if record is not None and not dry_run:
+        report.killed = find_tree(tree, record, lock_path)
+        _let_guardian_end_it(record)
     while True:
         found = find_tree(tree, record, lock_path)
         report.passes += 1
@@ -227,13 +243,49 @@ def kill_tree(
             report.killed = found
             report.lock_free = is_free(lock_path)
             return report
+        # The guardian is stopped before anything dies: it would end who calls from within.
         _end(found, report)
+        if record is not None and record.cgroup:
+            cgroups.kill(record.cgroup, spared_by(record))
         empty = 0 if found else empty + 1
         report.lock_free = is_free(lock_path)
         if (empty >= EMPTY_PASSES and report.lock_free) or time.monotonic() > deadline:
             report.survivors = found
+            if record is not None and record.cgroup:
+                cgroups.remove(record.cgroup)
             return report
         time.sleep(0.001 if found else 0.01)
+
+
+def _let_guardian_end_it(record: "InstanceRecord") -> None:
+    """Kill the master, if both live, and wait until the guardian has ended the rest.
+
+    Not from within the tree: the guardian would end who calls.
+    """
+    held = []
+    for identity in (record.guardian, record.master):
+        try:
+            fd = os.pidfd_open(identity.pid)
+        except OSError:
+            continue
+        held.append(fd)
+    both_live = len(held) == 2 and all(
+        _is(look_at(identity.pid), identity) for identity in (record.guardian, record.master)
+    )
+    if both_live and not _is_below(record.guardian.pid):
+        _signal(held[0], signal.SIGCONT)
+        _signal(held[1], signal.SIGKILL)
+        select.select([held[0]], [], [], GUARDIAN_S)
+    for fd in held:
+        os.close(fd)
+
+
+def _is_below(ancestor: int) -> bool:
+    pid = os.getpid()
+    while pid > 1 and pid != ancestor:
+        found = look_at(pid)
+        pid = found.ppid if found is not None else 0
+    return pid == ancestor
 
 
 def _end(found: "list[Found]", report: Report) -> None:
@@ -281,15 +333,36 @@ def _add_descendants(members: "dict[int, Found]", seen: "dict[int, Found]") -> N
                 grown = True
 
 
-def _self_and_ancestors(seen: "dict[int, Found]") -> set[int]:
-    # A shell that an agent started carries the marker: `streamd kill` in it must not die.
-    spared = {0, 1}
+def spared_by(record: "InstanceRecord | None") -> set[int]:
+    """This process and all above it that are no processes of the tree.
+
+    A shell that an agent started carries the marker: `streamd kill` in it must not die, though
+    the agent, the master and the guardian above it do.
+    """
+    above: list[Found] = []
     pid = os.getpid()
-    while pid not in spared:
-        spared.add(pid)
-        found = seen.get(pid)
-        pid = found.ppid if found is not None else 0
-    return spared
+    while pid > 1 and (found := look_at(pid)) is not None:
+        above.append(found)
+        pid = found.ppid
+    trunk: set[int] = set()
+    if record is not None:
+        for number, found in enumerate(above):
+            if _is(found, record.master) or _is(found, record.guardian):
+                trunk.add(found.pid)
+            if _is(found, record.master) and number > 1:
+                trunk.add(above[number - 1].pid)  # its child: the agent process
+    return {0, 1, os.getpid()} | {found.pid for found in above} - trunk
+
+
+def _is(found: "Found | None", identity: "Identity") -> bool:
+    """True if this is that very process, and it lives."""
+    return (
+        found is not None
+        and found.pid == identity.pid
+        and found.start_ticks == identity.start_ticks
+        and identity.boot_id == _boot_id()
+        and found.state not in "ZX"
+    )
 
 
 def _environment(pid: int) -> bytes:

@@ -45,7 +45,12 @@ class ZygoteLink:
         """Send a frame and its descriptors, which may be closed at once. Never blocks."""
         if not self._is_open:
             return
-        held = [os.dup(fd) for fd in descriptors]
+        with contextlib.ExitStack() as made:  # closed where the next one cannot be had
+            held = []
+            for fd in descriptors:
+                held.append(os.dup(fd))
+                made.callback(os.close, held[-1])
+            made.pop_all()
         self._out.append((encode_frame(id, message), held))
         if len(self._out) == 1:
             self._push()

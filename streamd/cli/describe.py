@@ -381,6 +381,8 @@ def _check_groups(hello: Hello) -> Iterator[Finding]:
             parts.append(f"tables {', '.join(group.tables)}")
         if group.processes > 1:
             parts.append(output.plural(group.processes, "process"))
+        if group.auto:
+            parts.append("more processes when it is behind")
         if group.why:
             parts.append(group.why)
         yield Finding("ok", "group", f"{group.name}: {'; '.join(filter(None, parts))}")

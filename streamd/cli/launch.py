@@ -292,7 +292,7 @@ def has_leftovers(folder: Folder) -> bool:
     holder = target.read_holder(folder)
     if holder is None or holder.guardian.boot_id != boot_id():
         return False
-    return bool(tree.find_tree(holder.tree, None, folder.lock_path))
+    return bool(tree.find_tree(*kill.tree_of(folder), folder.lock_path))
 
 
 def end_survivors(folder: Folder) -> None:

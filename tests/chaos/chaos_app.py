@@ -45,6 +45,7 @@ class Booked(Record):
 transfers = app.topic("transfers", value_type=Transfer, partitions=2)
 deposits = app.topic("deposits", value_type=int, key_type=str, partitions=2)
 ledger = app.topic("ledger", value_type=Booked, partitions=2)
+scratch = app.topic("scratch", value_type=int, partitions=1, retention=1.0)
 tick_log = app.topic("tick_log", value_type=int, partitions=1)
 accounts = app.Table("accounts", default=lambda: 100, partitions=2)
 deposited = app.Table("deposited", default=int, partitions=2)
@@ -86,6 +87,7 @@ def go_wrong(transfer: Transfer) -> None:
 async def deposit(stream: Stream[Any]) -> None:
     async for key, amount in stream.items():
         deposited[key] += amount
+        await scratch.send(value=amount)
 
 
 @app.timer(0.05)

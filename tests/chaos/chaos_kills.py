@@ -1,17 +1,21 @@
 """A run of random attacks on an instance under load."""
 
 import asyncio
+import contextlib
+import json
 import random
 import signal
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos_tree import Load, Tree, complaints, drain, eventually, instance, kill, problems
 
-from streamd.agentproc.broker import Subscription
+from streamd.agentproc.broker import TP, Checkpoint, Output, Session, Subscription
 from streamd.agentproc.broker.embedded import EmbeddedBroker
+from streamd.errors import Fenced
+from streamd.partition import partition_for
 
 # What is done, and how often in comparison; the last ones end the whole tree.
 ATTACKS = {
@@ -91,7 +95,7 @@ class Attacker:
             case "zygote" | "web" | "log" if name in pids:
                 return kill(pids[name])
             case "steal":
-                asyncio.run(self._steal(chance.choice(sorted(GROUPS))))
+                asyncio.run(self._steal(chance.choice(["split", "split", "count", "bank"])))
                 return True
             case "master" | "guardian" if name in pids:
                 kill(pids[name])
@@ -118,8 +122,30 @@ class Attacker:
         broker = EmbeddedBroker(self._made.datadir, self._made.place, 4)
         session = broker.session(Subscription("proj", group, slot, slots, agents, tables))
         await session.open()
+        if group == "split":
+            await self._split(session)
         await session.close()
         await broker.close()
+
+    async def _split(self, session: Session) -> None:
+        """Do some of the work, which whoever goes on as if nothing was would double."""
+        with contextlib.suppress(TimeoutError, Fenced):
+            batches = await asyncio.wait_for(session.poll(100), 0.5)
+            words: dict[int, list[bytes]] = defaultdict(list)
+            for post in (json.loads(value or b"") for b in batches for value in b.values):
+                for word in post.split():
+                    words[partition_for(word.encode(), 4)].append(word.encode())
+            outputs = [
+                Output(TP("proj-proj.count", p), list(w), list(map(_quoted, w)), [1.0] * len(w))
+                for p, w in words.items()
+            ]
+            positions = {("proj.split", batch.tp): batch.end for batch in batches}
+            await session.commit(Checkpoint(outputs, [], positions))
+            self.spent["steal and work"] += 1
+
+
+def _quoted(word: bytes) -> bytes:
+    return b'"%s"' % word
 
 
 def run(attacks: int, seed: int, pause_s: float = 0.25) -> Report:

@@ -35,7 +35,8 @@ async def count(stream):
 class Feed:
     """Appends lines from a thread, in `with`, and knows what was appended."""
 
-    def __init__(self, house: Tree) -> None:
+    def __init__(self, house: Tree, pause_s: float = 0.005) -> None:
+        self._pause_s = pause_s
         self.sent: Counter[str] = Counter()
         self._house = house
         self._stop = threading.Event()
@@ -62,7 +63,7 @@ class Feed:
             answer = await link.request(Append(records), 10.0)
             assert isinstance(answer, Appended)
             self.sent.update(sent)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(self._pause_s)
         link.close()
 
 
@@ -85,10 +86,10 @@ def counted(house: Tree) -> Counter[str]:
     return asyncio.run(ask())
 
 
-def wait_counted(house: Tree, sent: Counter[str], within_s: float = 10.0) -> None:
+def wait_counted(house: Tree, sent: Counter[str], within_s: float = 20.0) -> None:
     """Wait until every word was counted, and see that none was counted twice."""
     eventually(lambda: counted(house).total() >= sent.total(), within_s)
-    eventually(lambda: house.ask("status")["behind"] == 0)
+    eventually(lambda: house.ask("status")["behind"] == 0, within_s)
     assert counted(house) == sent
 
 

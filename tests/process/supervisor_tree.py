@@ -11,7 +11,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,12 @@ class Tree:
         self,
         environment: dict[str, str] | None = None,
         terminal: str | None = None,
+        within: Sequence[str] = (),
         **changes: Any,
     ) -> None:
         """Spawn the guardian, with a controlling terminal if one is named.
 
-        Settings are given as `option_NAME`, fields of the spec by their names.
+        `within` is a command that runs what is appended to it. Settings are given as `option_NAME`, fields of the spec by their names.
         """
         self.told, self._buffer = [], b""
         if self._ready >= 0:
@@ -96,6 +97,7 @@ class Tree:
         with (self.place / "guardian.txt").open("ab") as errors:
             self.guardian = subprocess.Popen(
                 [
+                    *within,
                     sys.executable,
                     "-I",
                     "-S",
@@ -195,6 +197,15 @@ class Tree:
         """Processes of the tree that are alive."""
         found = tree.find_tree(self.marker, self.folder.read_record(), self.folder.lock_path)
         return [str(each) for each in found]
+
+    def survivors_of_record(self) -> list[str]:
+        """Processes of the tree that the runtime folder tells of, whoever started it."""
+        record = self.folder.read_record()
+        if record is None:
+            return []
+        return [
+            str(each) for each in tree.find_tree(record.tree, record, self.folder.lock_path)
+        ]
 
     def wait_nothing_left(self, within_s: float) -> None:
         """Wait until no process is left and the lock is free."""

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,10 +101,10 @@ def test_under_load_every_process_is_exchanged_one_at_a_time_and_the_counts_are_
         write(house, EIGHT + "\nprint('new code')\n")
 
         with Feed(house) as feed:
-            eventually(lambda: feed.sent.total() > 200)
+            eventually(lambda: feed.sent.total() > 200, 20)
             with States(house) as states:
                 told = house.ask_all("reload")
-            eventually(lambda: feed.sent.total() > 1500)
+            eventually(lambda: feed.sent.total() > 1500, 20)
 
         wait_counted(house, feed.sent)
         after = pids(house)
@@ -160,7 +161,7 @@ def test_a_canary_that_fails_touches_nothing_and_says_why() -> None:
     with tree_of(with_codec("return int(data)")) as house:
         before = pids(house.run())
         with Feed(house) as feed:
-            eventually(lambda: feed.sent.total() > 100)
+            eventually(lambda: feed.sent.total() > 100, 20)
         eventually(lambda: keys(house)["counts"] == len(WORDS))
         write(house, with_codec("raise ValueError('not mine')"))
 
@@ -188,19 +189,20 @@ def test_a_change_that_cannot_run_beside_the_old_is_refused_by_name() -> None:
 def test_code_that_fails_later_is_put_back_and_nothing_is_lost_or_done_twice() -> None:
     with tree_of(COUNT) as house:
         before = pids(house.run())
+        new = COUNT.replace("processes=3", "processes=4")
         # The sinks, which are exchanged first, are well: the source dies at its first line.
         write(
             house,
-            COUNT.replace(
+            new.replace(
                 "for word in line", "__import__('os')._exit(9)\n        for word in line"
             ),
         )
 
         with Feed(house) as feed:
-            eventually(lambda: feed.sent.total() > 100)
+            eventually(lambda: feed.sent.total() > 100, 20)
             error = refused(house)
             sent = feed.sent.total()
-            eventually(lambda: feed.sent.total() > sent + 500)
+            eventually(lambda: feed.sent.total() > sent + 500, 20)
 
         assert "the reload failed: split#0 is" in str(error)
         assert "the old code runs again" in str(error)
@@ -212,39 +214,80 @@ def test_code_that_fails_later_is_put_back_and_nothing_is_lost_or_done_twice() -
         assert any("the old code runs again" in event["text"] for event in house.ask("events"))
 
 
-def test_what_is_new_is_started_and_what_is_gone_is_drained() -> None:
-    new = COUNT + (
-        "totals = app.Table('totals', default=int)\n"
-        "@app.agent(lines)\n"
-        "async def total(stream):\n"
-        "    async for line in stream:\n"
-        "        totals['lines'] += 1\n"
-        "@app.page('/new/')\n"
-        "async def new(self, request):\n"
-        "    return self.text('the new page')\n"
-    )
-    with tree_of(COUNT) as house:
-        web = house.run(option_web_enabled="true").last["web"]
-        write(house, new)
+PAGE = """
+@app.page('/old/')
+async def old(self, request):
+    return self.text('the old page')
+"""
 
-        told = [line.get("doing") for line in house.ask_all("reload")]
+NEW_PAGE = """
+@app.page('/new/')
+async def new(self, request):
+    return self.text('the new page')
+"""
+
+TOTAL = """
+totals = app.Table('totals', default=int)
+@app.agent(lines)
+async def total(stream):
+    async for line in stream:
+        totals['lines'] += 1
+"""
+
+
+def test_what_is_new_is_started_and_what_is_gone_is_drained() -> None:
+    fewer = COUNT.replace("processes=3", "processes=2")
+    with tree_of(COUNT + PAGE) as house:
+        web = house.run(option_web_enabled="true").last["web"]
+        # The old page's place in the module is another now.
+        write(house, fewer + NEW_PAGE + PAGE + TOTAL)
+
+        with Pages(f"{web}/old/") as pages:
+            told = [line.get("doing") for line in house.ask_all("reload")]
 
         assert "new: group total" in told and "new: page /new/" in told
-        assert set(pids(house)) == {
-            "split#0", "count#0", "count#1", "count#2", "total#0", "app#0"
-        }  # fmt: skip
-        page = urllib.request.urlopen(f"{web}/new/", timeout=5).read()
-        assert page == b"the new page"
+        assert "count: 3 -> 2 processes" in told
+        assert set(pids(house)) == {"split#0", "count#0", "count#1", "total#0", "app#0"}
+        assert pages.bodies == {b"the old page"} and pages.errors <= {503}
+        assert urllib.request.urlopen(f"{web}/new/", timeout=5).read() == b"the new page"
         with Feed(house) as feed:
-            eventually(lambda: feed.sent.total() > 100)
+            eventually(lambda: feed.sent.total() > 100, 20)
         eventually(lambda: keys(house).get("totals"))
 
-        write(house, COUNT)
+        write(house, fewer)
         told = [line.get("doing") for line in house.ask_all("reload")]
 
         assert "gone: group total" in told and "total is drained and ends" in told
         assert "total#0" not in {row["name"] for row in house.ask("ps")}
         wait_counted(house, feed.sent)
+
+
+class Pages:
+    """Asks for a page all the time, in `with`."""
+
+    def __init__(self, url: str) -> None:
+        self.bodies: set[bytes] = set()
+        self.errors: set[int] = set()
+        self._url = url
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Pages":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with urllib.request.urlopen(self._url, timeout=5) as reply:
+                    self.bodies.add(reply.read())
+            except urllib.error.HTTPError as error:
+                self.errors.add(error.code)
+                error.close()
 
 
 def test_reloads_that_come_together_are_done_once_more_and_none_while_it_stops() -> None:
@@ -287,7 +330,7 @@ def test_a_worker_reloads_its_one_process() -> None:
     with tree_of(COUNT) as house:
         before = pids(house.run(mode="worker"))
         with Feed(house) as feed:
-            eventually(lambda: feed.sent.total() > 100)
+            eventually(lambda: feed.sent.total() > 100, 20)
             assert house.ask_all("reload")[-1] == {"reloaded": "1 process runs the new code"}
 
         wait_counted(house, feed.sent)
@@ -312,7 +355,7 @@ def test_a_new_zygote_that_is_killed_midway_is_no_loss() -> None:
 
         with Feed(house) as feed:
             error = asyncio.run(killed_midway(house, "zygote-new"))
-            eventually(lambda: feed.sent.total() > 500)
+            eventually(lambda: feed.sent.total() > 500, 20)
 
         assert "could not be forked: zygote-new has ended" in str(error)
         assert "the old code runs again" in str(error)

@@ -56,22 +56,53 @@ def test_up_and_down_under_load_loses_nothing_and_leaves_nothing() -> None:
 
         with Feed(house) as feed:
             for _ in range(3):
-                eventually(lambda: feed.sent.total() > 100)
+                eventually(lambda: feed.sent.total() > 100, 20)
                 scale(house, "count", 20)
                 assert len(slots(house)) == 20
                 scale(house, "count", 1)
             scale(house, "split", 3)
-            eventually(lambda: feed.sent.total() > 2000)
+            eventually(lambda: feed.sent.total() > 2000, 20)
 
         wait_counted(house, feed.sent)
         assert sizes(house) == {"split": 3, "count": 1, "app": 1}
         assert slots(house) == {"count#0": list(range(20))}
+        assert sorted(path.name for path in house.folder.path.glob("count#*")) == [
+            "count#0.sock",
+            "count#0.sock.r",
+        ]
         descendants = psutil.Process(master).children(recursive=True)
         assert not [each for each in descendants if each.status() == psutil.STATUS_ZOMBIE]
         assert len([each for each in pids(house) if each.startswith("count")]) == 1
         # What processes that are no more have counted is not forgotten; the last moment of one
         # may be, when its end is seen before its last word is read.
         eventually(lambda: house.ask("status")["agents"][1]["events"] > feed.sent.total() / 2)
+
+
+READER = """
+@app.agent(lines, on_error="stop", group="read")
+async def read(stream):
+    async for line in stream:
+        for word in line.split():
+            WAY
+"""
+
+
+@pytest.mark.parametrize("way", ["counts.get(word)", "await counts.lookup(word)"])
+def test_who_reads_the_table_of_a_group_that_is_scaled_notices_nothing(way: str) -> None:
+    with tree_of(ONE + READER.replace("WAY", way)) as house:
+        house.run()
+
+        with Feed(house, pause_s=0.05) as feed:
+            eventually(lambda: feed.sent.total() > 100, 20)
+            for processes in (4, 2, 3, 1):
+                sent = feed.sent.total()
+                scale(house, "count", processes)
+                eventually(lambda sent=sent: feed.sent.total() > sent + 80, 20)  # type: ignore[misc]
+
+        wait_counted(house, feed.sent)
+        status = house.ask("status")
+        assert status["errors"] == 0, house.log
+        assert "FATAL" not in house.log and house.process("read#0")["restarts"] == 0
 
 
 def test_partitions_are_shared_out_anew() -> None:

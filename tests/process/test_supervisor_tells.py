@@ -331,16 +331,6 @@ def test_a_daemon_without_a_log_file_writes_to_its_data_directory() -> None:
         assert "its tree was ended too" in log.read_text()
 
 
-def test_another_user_is_refused_and_not_forgotten() -> None:
-    with tree_of() as house:
-        house.start(user="daemon")
-
-        error = house.wait_ready()["error"]
-
-        assert house.wait_exit() == 4
-        assert "was to run as user='daemon'" in error["message"]
-
-
 def test_all_groups_are_in_one_process_with_worker() -> None:
     with tree_of(CHATTY) as house:
         house.run(mode="worker")

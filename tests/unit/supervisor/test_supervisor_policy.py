@@ -15,8 +15,11 @@ from streamd.supervisor.policy import (
     HangWatch,
     LateWatch,
     Restarts,
+    RestartType,
+    Strategy,
     Suspects,
     classify,
+    dies_with,
     expand,
     start_order,
     stop_order,
@@ -56,8 +59,11 @@ def crash(
     settled: int = 0,
     ending: Ending = Ending.CRASH,
     random: float = 0.999,
+    type: RestartType = RestartType.PERMANENT,
 ) -> Decision:
-    return budget.decide(ending, now=now, uptime_s=uptime_s, settled=settled, random=random)
+    return budget.decide(
+        ending, now=now, uptime_s=uptime_s, settled=settled, random=random, type=type
+    )
 
 
 def test_the_first_restart_is_immediate_and_the_next_ones_back_off() -> None:
@@ -259,3 +265,103 @@ def test_names_mean_processes_and_groups() -> None:
         [],
     )
     assert expand(["x", "web"], ["web"]) == (["web"], ["x"])
+
+
+@pytest.mark.parametrize("ending", Ending)
+def test_restart_types(ending: Ending) -> None:
+    decisions = {type: crash(Restarts(), 0.0, ending=ending, type=type) for type in RestartType}
+
+    assert decisions[RestartType.TEMPORARY].done
+    assert decisions[RestartType.TRANSIENT].done is (ending is Ending.EARLY)
+    assert not decisions[RestartType.PERMANENT].done
+    assert decisions[RestartType.PERMANENT].restart is (ending is not Ending.PERMANENT)
+    assert not any(decision.done and decision.restart for decision in decisions.values())
+
+
+def test_what_is_given_up_is_tried_once_more_at_a_time() -> None:
+    budget = Restarts()
+    for number in range(BUDGET_CRASHES - 1):
+        crash(budget, float(number))
+    assert crash(budget, 5.0).probe
+
+    for number in range(1, 10):
+        budget.probing = True
+        decision = crash(budget, 300.0 * number)
+        assert (decision.restart, decision.probe) == (False, True)
+
+
+@pytest.mark.parametrize(("uptime_s", "settled"), [(2.0, 5), (11.0, 0)])
+def test_one_more_try_that_does_well_is_an_ordinary_run_again(
+    uptime_s: float, settled: int
+) -> None:
+    budget = Restarts(probing=True)
+
+    decision = crash(budget, 900.0, uptime_s=uptime_s, settled=settled)
+
+    assert decision == Decision(True, 0.0, "first restart")
+    assert not budget.probing
+
+
+def test_a_bad_setting_is_not_tried_again_by_itself() -> None:
+    assert not crash(Restarts(), 0.0, ending=Ending.PERMANENT).probe
+
+
+def test_who_dies_with_whom() -> None:
+    groups = ["split", "count", "report", "app"]
+
+    assert dies_with(Strategy.ONE_FOR_ONE, "count", groups) == []
+    assert dies_with(Strategy.ONE_FOR_ALL, "count", groups) == start_order(groups)
+    assert dies_with(Strategy.REST_FOR_ONE, "report", groups) == ["count", "split", "app"]
+    assert dies_with(Strategy.REST_FOR_ONE, "app", groups) == []
+    assert dies_with(Strategy.ONE_FOR_ALL, "gone", groups) == []
+
+
+def a_day(budget: Restarts, run_s: float, settled: int) -> list[float]:
+    """The starts of a process that dies after each run of `run_s`, in a day."""
+    now, starts = 0.0, [0.0]
+    while now < 86_400.0:
+        now += run_s
+        decision = crash(budget, now, uptime_s=run_s, settled=settled, random=0.5)
+        if decision.probe:
+            now += 300.0
+            budget.probing = True
+        elif not decision.restart:
+            break
+        now += decision.delay_s
+        starts.append(now)
+    return starts
+
+
+def test_a_day_of_crashes_every_five_minutes_with_progress_is_never_the_end() -> None:
+    starts = a_day(Restarts(), 300.0, settled=1_000)
+
+    assert len(starts) == 289
+    assert max(b - a for a, b in zip(starts, starts[1:], strict=False)) == 300.0
+
+
+def test_a_day_of_a_process_that_always_crashes_has_few_starts() -> None:
+    starts = a_day(Restarts(), 0.05, settled=0)
+
+    assert sum(start < 60.0 for start in starts) <= 8
+    assert len(starts) <= 5 + 86_400 / 300
+
+
+def test_a_day_of_crashes_after_five_seconds_without_progress_is_given_up_at_once() -> None:
+    starts = a_day(Restarts(), 5.0, settled=0)
+
+    assert sum(start < 120.0 for start in starts) <= 5
+
+
+def test_the_clock_of_the_wall_has_no_say() -> None:
+    # Moments are monotonic numbers of any origin: the decisions are the same.
+    def decisions(origin: float) -> list[Decision]:
+        budget = Restarts()
+        return [crash(budget, origin + 3.0 * number, random=0.5) for number in range(8)]
+
+    assert decisions(0.0) == decisions(1e9) == decisions(-3_600.0)
+
+
+def test_a_hang_limit_of_zero_is_none() -> None:
+    watch = HangWatch(limit_s=0.0)
+
+    assert not any(watch.is_hung(beat=1.0, now=float(now)) for now in range(1, 1_000))

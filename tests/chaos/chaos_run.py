@@ -1,0 +1,74 @@
+"""The command line of `scripts/chaos`."""
+
+import argparse
+import random
+import sys
+import time
+
+import click
+from chaos_kills import run
+from chaos_tree import Load, drain, eventually, instance, problems
+
+from streamd.failpoints import FAILPOINTS
+
+
+def kills(attacks: int, seed: int) -> list[str]:
+    """One run of random attacks; what is wrong in the end."""
+    click.echo(f"seed {seed}: {attacks} attacks begin")
+    report = run(attacks, seed)
+    click.echo("\n".join([str(report), *report.complaints]))
+    return report.problems
+
+
+def failpoint(name: str, nth: int, action: str, seed: int) -> list[str]:
+    """One failpoint alone, armed in a tree under load; what is wrong in the end."""
+    part = f"{name}:{nth}:{action}"
+    with instance() as made:
+        if made.start(STREAMD_TEST="1", STREAMD_FAILPOINT=part):
+            # A log that ends before it was ready ends the start.
+            made.assert_nothing_left()
+            made.start()
+        with Load(made, seed, pause_s=0.04) as load:
+            load.spoil("once")
+            if name != "checkpoint.before-truncate":
+                eventually(lambda: made.fired(name), part, 20.0)
+            batches = load.batches
+            eventually(lambda: load.batches > batches + 5, f"{part}: events flow", 20.0)
+        drain(made)
+        made.stop()
+        return problems(made, load.acked)
+
+
+def failpoints(only: str, seed: int) -> list[str]:
+    """Every failpoint outside of the master, at its first passes, with every action."""
+    found = []
+    for name in FAILPOINTS:
+        if name.startswith("master.") or only not in name:
+            continue
+        for nth in (1,) if name.startswith(("open", "load", "engine", "zygote")) else (1, 2, 3):
+            for action in ("kill", "exit"):
+                began_at = time.monotonic()
+                wrong = failpoint(name, nth, action, seed)
+                took_s = time.monotonic() - began_at
+                verdict = "; ".join(wrong) or "exact"
+                click.echo(f"{name}:{nth}:{action} {took_s:.1f} s: {verdict}")
+                found += wrong
+    return found
+
+
+def main() -> int:
+    """Run what the arguments say; 1 when anything was not exact."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["kills", "failpoints"])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--only", default="", help="part of a failpoint's name")
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    given = parser.parse_args()
+    if given.what == "failpoints":
+        return int(bool(failpoints(given.only, given.seed)))
+    return int(any([kills(given.kills, given.seed + n) for n in range(given.runs)]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

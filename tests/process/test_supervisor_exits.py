@@ -1,0 +1,306 @@
+"""Restart types, strategies, one more try, exits: the policy with real processes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+from supervisor_tree import ROOT, Tree, eventually, tree_of
+
+ENDS = """
+import asyncio, os, pathlib, signal, sys
+import streamd
+app = streamd.App("proj")
+
+async def end():
+    HOW
+
+def of(kind):
+    @app.agent(name=f"proj.{kind}", restart=kind)
+    async def agent(stream):
+        async for _ in stream:
+            await end()
+    return agent
+
+agents = [of(kind) for kind in ("permanent", "transient", "temporary")]
+
+@app.task
+async def feed():
+    if not pathlib.Path("fed").exists():
+        pathlib.Path("fed").touch()
+        for agent in agents:
+            await agent.cast(1)
+"""
+
+FLOW = """
+import streamd
+app = streamd.App("proj", strategy="STRATEGY")
+
+@app.agent()
+async def split(stream):
+    async for event in stream:
+        await count.send(value=event)
+
+@app.agent()
+async def count(stream):
+    async for event in stream:
+        await report.send(value=event)
+
+@app.agent()
+async def report(stream):
+    async for _ in stream:
+        pass
+"""
+
+CRASHES_AT_START = """
+import os, pathlib, sys
+import streamd
+app = streamd.App("proj")
+
+@app.task
+async def crash():
+    if not pathlib.Path("healed").exists():
+        print("the disk of the user is on fire", file=sys.stderr)
+        os._exit(5)
+"""
+
+
+def rows(house: Tree) -> dict[str, dict[str, object]]:
+    return {row["name"]: row for row in house.ask("status")["processes"]}
+
+
+@pytest.mark.parametrize(
+    ("how", "restarted"),
+    [
+        ("os._exit(0)", {"permanent"}),
+        ("os._exit(7)", {"permanent", "transient"}),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", {"permanent", "transient"}),
+    ],
+    ids=["exit 0", "exit 7", "a crash"],
+)
+def test_restart_types(how: str, restarted: set[str]) -> None:
+    with tree_of(ENDS.replace("HOW", how)) as house:
+        house.run()
+        names = ("permanent", "transient", "temporary")
+
+        eventually(lambda: all(rows(house)[f"{name}#0"]["last_exit"] for name in names), 20)
+        eventually(
+            lambda: all(
+                rows(house)[f"{name}#0"]["state"]
+                == ("RUNNING" if name in restarted else "STOPPED")
+                for name in names
+            ),
+            20,
+        )
+
+        assert {n for n in names if rows(house)[f"{n}#0"]["restarts"]} == restarted
+        assert house.ask("status")["state"] == "running"
+
+
+def test_a_crash_leaves_the_place_where_it_happened() -> None:
+    source = ENDS.replace("    HOW", "    import ctypes; ctypes.string_at(0)")
+    with tree_of(source) as house:
+        house.run()
+
+        eventually(lambda: re.search(r"#0 ended in (string_at|end) \(", house.log), 15)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "killed", "with_it"),
+    [
+        ("one_for_one", "count#0", []),
+        ("rest_for_one", "count#0", ["split#0", "app#0"]),
+        ("rest_for_one", "report#0", ["count#0", "split#0", "app#0"]),
+        ("one_for_all", "count#0", ["report#0", "split#0", "app#0"]),
+    ],
+)
+def test_strategies_restart_exactly_these_in_order(
+    strategy: str, killed: str, with_it: list[str]
+) -> None:
+    with tree_of(FLOW.replace("STRATEGY", strategy)) as house:
+        house.run()
+        names = ("report#0", "count#0", "split#0", "app#0")
+        before = {name: house.pid(name) for name in names}
+        told = len(house.log)
+
+        os.kill(before[killed], signal.SIGKILL)
+
+        changed = {killed, *with_it}
+        eventually(
+            lambda: all(
+                row["state"] == "RUNNING" and row["pid"] != before[name]
+                for name, row in rows(house).items()
+                if name in changed
+            ),
+            20,
+        )
+        after = {name: house.pid(name) for name in names}
+        assert {name for name in names if after[name] != before[name]} == changed
+        log = house.log[told:]
+        ended = re.findall(r"(\S+#0) \(pid \d+\) exited with 0", log)
+        assert ended == list(reversed(with_it))
+
+
+def test_what_was_given_up_shows_its_last_lines_and_is_tried_once_more() -> None:
+    with tree_of(CRASHES_AT_START) as house:
+        house.run(option_fatal_retry="1s")
+        row = eventually(lambda: given_up(house), 40)
+
+        problem = next(
+            each for each in house.ask("status")["problems"] if each["code"] == "fatal"
+        )
+        assert problem["lines"] == ["the disk of the user is on fire"]
+        assert row["retry_in_s"] is not None
+        assert "the disk of the user is on fire" in house.ask("events")[-1]["text"]
+        (house.place / "healed").touch()
+
+        eventually(lambda: rows(house)["app#0"]["state"] == "RUNNING", 15)
+        assert "it is tried once more" in house.log
+
+
+def given_up(house: Tree) -> dict[str, object] | None:
+    row = rows(house).get("app#0")
+    return row if row and row["state"] == "FATAL" else None
+
+
+CYCLES = 60
+
+
+def test_crash_cycles_leave_no_zombie_descriptor_thread_or_memory() -> None:
+    with tree_of() as house:
+        master = house.run().pid("master")
+        zygote, guardian = house.pid("zygote"), house.pid("guardian")
+        crash_cycles(house, 10)  # what is made once
+        before = held_by(master)
+
+        crash_cycles(house, CYCLES)
+
+        after = held_by(master)
+        assert zombies_of({master, zygote, guardian}) == []
+        assert (after["fds"], after["threads"]) == (before["fds"], before["threads"])
+        assert after["rss"] - before["rss"] < 2 * 2**20
+
+
+def crash_cycles(house: Tree, count: int) -> None:
+    """Let one process die so many times, each time once it runs."""
+    for _ in range(count):
+        pid = house.pid("app#0")
+        os.kill(pid, signal.SIGKILL)
+        eventually(partial(is_other, house, pid))
+
+
+def is_other(house: Tree, pid: int) -> bool:
+    row = house.process("app#0")
+    return bool(row["state"] == "RUNNING" and row["pid"] != pid)
+
+
+def held_by(pid: int) -> dict[str, int]:
+    """What a process has of the kernel's; once nothing of it is on its way any more."""
+
+    def look() -> dict[str, int]:
+        return {
+            "fds": len(os.listdir(f"/proc/{pid}/fd")),
+            "threads": len(os.listdir(f"/proc/{pid}/task")),
+            "rss": int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096,
+        }
+
+    lowest = look()
+    waited = threading.Event()
+    for _ in range(20):
+        waited.wait(0.02)
+        now = look()
+        lowest = {name: min(lowest[name], now[name]) for name in lowest}
+    return lowest
+
+
+def zombies_of(parents: set[int]) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal():
+            continue
+        try:
+            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] == "Z" and int(fields[1]) in parents:
+            found.append(int(entry))
+    return found
+
+
+# As the zygote does it: the middle process tells the pid and ends; the child may have ended
+# long before that is read.
+INSTANT = """
+import asyncio, os, signal, socket, struct, sys
+sys.path.insert(0, {root!r})
+from streamd.supervisor import tree
+from streamd.supervisor.policy import Exit
+from streamd.supervisor.reaper import Reaper
+
+COUNT = {count}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGHUP)
+
+async def main():
+    tree.become_subreaper()
+    ours, theirs = socket.socketpair()
+    if os.fork() == 0:
+        ours.close()
+        for number in range(COUNT):
+            if os.fork() == 0:
+                pid = os.fork()
+                if pid == 0:
+                    if number % 3 == 0:
+                        os.kill(os.getpid(), SIGNALS[number % len(SIGNALS)])
+                    os._exit(number % 256)
+                theirs.send(struct.pack("ii", number, pid))
+                os._exit(0)
+            os.wait()
+        os._exit(0)
+    theirs.close()
+    ours.setblocking(False)
+    reaper, exits, done = Reaper(), {{}}, asyncio.Event()
+    loop = asyncio.get_running_loop()
+    buffer = b""
+
+    def ended(number, exit):
+        assert number not in exits, "told twice"
+        exits[number] = exit
+        if len(exits) == COUNT:
+            done.set()
+
+    def read():
+        nonlocal buffer
+        try:
+            buffer += ours.recv(65536)
+        except BlockingIOError:
+            return
+        while len(buffer) >= 8:
+            number, pid = struct.unpack("ii", buffer[:8])
+            buffer = buffer[8:]
+            reaper.watch(pid, lambda exit, number=number: ended(number, exit))
+
+    loop.add_reader(ours, read)
+    async with asyncio.timeout(60):
+        await done.wait()
+    wrong = [
+        (number, exit) for number, exit in exits.items()
+        if exit != (Exit(None, int(SIGNALS[number % len(SIGNALS)])) if number % 3 == 0
+                    else Exit(number % 256))
+    ]
+    print(len(exits), "exits,", len(wrong), "wrong,", reaper.reaped_strays, "strays")
+
+asyncio.run(main())
+"""
+
+
+def test_every_one_of_600_instant_exits_is_told_right() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", INSTANT.format(root=str(ROOT), count=600)],
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+
+    assert done.stdout == "600 exits, 0 wrong, 0 strays\n", done.stderr
