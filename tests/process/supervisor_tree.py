@@ -64,7 +64,8 @@ class Tree:
     ) -> None:
         """Spawn the guardian, with a controlling terminal if one is named.
 
-        `within` is a command that runs what is appended to it. Settings are given as `option_NAME`, fields of the spec by their names.
+        `within` is a command that runs what is appended to it. Settings are given as
+        `option_NAME`, fields of the spec by their names.
         """
         self.told, self._buffer = [], b""
         if self._ready >= 0:
