@@ -137,7 +137,11 @@ class Fleet:
         self._runs: dict[Link, tuple[Child, Run]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._kernel_kills = KernelKills()
-        self._together: Child | None = None  # whose death others are restarted with
+        # Held by who ends processes to start others in their places: two of them at once would
+        # wait for an end that the other has followed by a start already.
+        self.exchanging = asyncio.Lock()
+        self._together_over = asyncio.Event()  # no strategy restarts others with one that died
+        self._together_over.set()
         self._owners_timer: asyncio.TimerHandle | None = None
 
     # What there is.
@@ -689,13 +693,13 @@ class Fleet:
             self.note("INFO", f"{child.name} is not restarted: {decision.reason}")
         elif not decision.restart:
             self._give_up(child, decision, time.time() - uptime_s)
-        elif (others := self._dying_with(child)) and self._together is None:
+        elif (others := self._dying_with(child)) and self._together_over.is_set():
             child.move(Event.DELAY)
-            self._together = child
+            self._together_over.clear()
             names = ", ".join(other.name for other in others)
             self.note("WARNING", f"{child.name} died; restarted with it: {names}")
             self.spawn_task(
-                self._restart_together(child, others, decision.delay_s),
+                self._restart_together(child, decision.delay_s),
                 f"restart with {child.name}",
             )
         elif decision.delay_s == 0.0:
@@ -762,20 +766,24 @@ class Fleet:
             if other is not child and other.state.has_process
         ]
 
-    async def _restart_together(
-        self, child: Child, others: Sequence[Child], delay_s: float
-    ) -> None:
+    async def _restart_together(self, child: Child, delay_s: float) -> None:
         """End the others warm, sources first; then start all of them, sinks first."""
         assert self.settings is not None
         due = time.monotonic() + delay_s
         try:
-            for other in reversed(others):
-                await self.end(other, self.settings.grace_s)
+            async with self.exchanging:
+                # Looked at now: who held the lock may have changed what there is.
+                others = self._dying_with(child)
+                for other in reversed(others):
+                    await self.end(other, self.settings.grace_s)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
+            async with self.exchanging:
+                if self.restarting:
+                    self._start_together(child, others)
         finally:
-            self._together = None
-        if not self.restarting:
-            return
+            self._together_over.set()
+
+    def _start_together(self, child: Child, others: Sequence[Child]) -> None:
         assert self.hello is not None
         order = policy.start_order([group.name for group in self.hello.groups])
         there = [each for each in (child, *others) if self.children.get(each.name) is each]
@@ -786,6 +794,10 @@ class Fleet:
             elif each.state is State.STOPPED:
                 each.restarts += 1
                 self.start(each)
+
+    async def wait_together_over(self) -> None:
+        """Wait until no strategy restarts others with one that died."""
+        await self._together_over.wait()
 
     def _retry(self, child: Child, due: float) -> None:
         if child.state is State.BACKOFF and child.retry_at == due and self.restarting:
@@ -851,10 +863,12 @@ class Fleet:
 
     async def restart(self, child: Child, grace_s: float) -> State:
         """End a child warm, start it, wait until it runs or cannot; the state it came to."""
-        await self.end(child, grace_s)
-        if not self.restarting:
-            return child.state
-        self.start_anew(child)
+        async with self.exchanging:
+            await self.end(child, grace_s)
+            if not self.restarting:
+                return child.state
+            self.start_anew(child)
+        await self.wait_together_over()
         return await child.wait_state(State.RUNNING, State.FATAL, State.BACKOFF, State.STOPPED)
 
     async def end(self, child: Child, grace_s: float) -> None:

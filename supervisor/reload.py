@@ -145,7 +145,7 @@ class Reload:
         self._exchanged.append(child)
         await rolling.replace(self._fleet, child, code)
         # Also those of before: no other is touched while one is missing.
-        await rolling.wait_ready(self._exchanged)
+        await rolling.wait_ready(self._fleet, self._exchanged)
         done = sum(each.code is code for each in self._fleet.agents)
         self._say(f"{done} of {len(self._fleet.agents)} processes run the new code")
 
@@ -159,9 +159,9 @@ class Reload:
     async def _settle(self) -> None:
         deadline = asyncio.get_running_loop().time() + SETTLE_S
         while (left_s := deadline - asyncio.get_running_loop().time()) > 0:
-            await rolling.wait_ready(self._exchanged)
+            await rolling.wait_ready(self._fleet, self._exchanged)
             await asyncio.sleep(min(0.1, left_s))
-        await rolling.wait_ready(self._exchanged)
+        await rolling.wait_ready(self._fleet, self._exchanged)
 
     # The end, either way.
 

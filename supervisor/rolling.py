@@ -32,9 +32,10 @@ async def replace(fleet: Fleet, child: Child, code: Code | None = None) -> None:
     Raises:
         StreamdError: It did not come to run; the policy goes on trying.
     """
-    await fleet.end(child, grace_s(fleet))
-    begin(fleet, [child], code)
-    await wait_ready([child])
+    async with fleet.exchanging:
+        await fleet.end(child, grace_s(fleet))
+        begin(fleet, [child], code)
+    await wait_ready(fleet, [child])
 
 
 async def resize(fleet: Fleet, group: str, processes: int, code: Code | None = None) -> None:
@@ -43,25 +44,27 @@ async def resize(fleet: Fleet, group: str, processes: int, code: Code | None = N
     Raises:
         StreamdError: One did not come to run; the policy goes on trying.
     """
-    before = fleet.of_group(group)
-    # One may be started by the policy while another still drains.
-    while any(child.state is not State.STOPPED for child in before):
-        await asyncio.gather(*(fleet.end(child, grace_s(fleet)) for child in before))
-    for child in before[processes:]:
-        fleet.remove(child)
-    for slot in range(len(before), processes):
-        fleet.add(f"{group}#{slot}", "agent", group)
-    children = fleet.of_group(group)
-    begin(fleet, children, code)
-    await wait_ready(children)
+    async with fleet.exchanging:
+        before = fleet.of_group(group)
+        # One may be started by the policy while another still drains.
+        while any(child.state is not State.STOPPED for child in before):
+            await asyncio.gather(*(fleet.end(child, grace_s(fleet)) for child in before))
+        for child in before[processes:]:
+            fleet.remove(child)
+        for slot in range(len(before), processes):
+            fleet.add(f"{group}#{slot}", "agent", group)
+        children = fleet.of_group(group)
+        begin(fleet, children, code)
+    await wait_ready(fleet, children)
 
 
 async def dismiss(fleet: Fleet, group: str) -> None:
     """Drain all processes of a group, and have it no more."""
-    children = fleet.of_group(group)
-    await asyncio.gather(*(fleet.end(child, grace_s(fleet)) for child in children))
-    for child in children:
-        fleet.remove(child)
+    async with fleet.exchanging:
+        children = fleet.of_group(group)
+        await asyncio.gather(*(fleet.end(child, grace_s(fleet)) for child in children))
+        for child in children:
+            fleet.remove(child)
 
 
 def begin(fleet: Fleet, children: Sequence[Child], code: Code | None = None) -> None:
@@ -77,8 +80,8 @@ def begin(fleet: Fleet, children: Sequence[Child], code: Code | None = None) -> 
         fleet.start_anew(child)
 
 
-async def wait_ready(children: Sequence[Child], limit_s: float = READY_S) -> None:
-    """Wait until all of them run.
+async def wait_ready(fleet: Fleet, children: Sequence[Child], limit_s: float = READY_S) -> None:
+    """Wait until all of them run; what a strategy ends and starts anew meanwhile, too.
 
     Raises:
         StreamdError: One ended, or was not ready in time.
@@ -87,6 +90,7 @@ async def wait_ready(children: Sequence[Child], limit_s: float = READY_S) -> Non
     for child in children:
         try:
             async with asyncio.timeout_at(deadline):
+                await fleet.wait_together_over()
                 await child.wait_state(*SETTLED)
         except TimeoutError:
             raise StreamdError(

@@ -57,6 +57,25 @@ async def report(stream):
         pass
 """
 
+SLOW_SINK = (
+    FLOW.replace("STRATEGY", "one_for_all").replace(
+        "    async for _ in stream:\n        pass\n",
+        "    async for _ in stream:\n"
+        "        print('in work')\n"
+        "        await asyncio.sleep(1.5)\n",
+    )
+    + """
+import asyncio, pathlib
+
+@app.task
+async def feed():
+    if not pathlib.Path("fed").exists():
+        pathlib.Path("fed").touch()
+        for _ in range(20):
+            await report.cast(1)
+"""
+)
+
 CRASHES_AT_START = """
 import os, pathlib, sys
 import streamd
@@ -144,6 +163,42 @@ def test_strategies_restart_exactly_these_in_order(
         log = house.log[told:]
         ended = re.findall(r"(\S+#0) \(pid \d+\) exited with 0", log)
         assert ended == list(reversed(with_it))
+
+
+def test_a_strategy_and_a_reload_that_want_the_same_process_take_turns() -> None:
+    with tree_of(SLOW_SINK) as house:
+        house.run(option_grace="60s")
+        names = ("report#0", "count#0", "split#0", "app#0")
+        before = {name: house.pid(name) for name in names}
+        eventually(lambda: "in work" in house.log)
+
+        house.signal(signal.SIGHUP)
+        eventually(lambda: rows(house)["report#0"]["state"] == "STOPPING", 20)
+        # Both wait for the end of report#0 now, to start it anew.
+        os.kill(before["split#0"], signal.SIGKILL)
+
+        eventually(
+            lambda: (
+                house.ask("status")["state"] == "running"
+                and all(rows(house)[name]["pid"] not in (None, before[name]) for name in names)
+            ),
+            30,
+        )
+        events = [event["text"] for event in house.ask("events")]
+        assert "reloaded: 4 processes run the new code" in events
+        # Nobody waits for an end any more: the strategy is obeyed the next time, too.
+        eventually(lambda: house.process("split#0")["state"] == "RUNNING")
+        before = {name: house.pid(name) for name in names}
+        os.kill(before["split#0"], signal.SIGKILL)
+        eventually(lambda: all(house.pid(name) != before[name] for name in names), 30)
+        eventually(lambda: all(len(running_as(house, name)) == 1 for name in names), 10)
+        assert "Traceback" not in house.log
+
+
+def running_as(house: Tree, name: str) -> list[str]:
+    """The living processes that the log calls by this name."""
+    told = re.findall(rf"{name} \(pid (\d+)\) is RUNNING", house.log)
+    return [pid for pid in dict.fromkeys(told) if Path(f"/proc/{pid}").exists()]
 
 
 def test_what_was_given_up_shows_its_last_lines_and_is_tried_once_more() -> None:
