@@ -5,6 +5,7 @@ any number of them may be under way at once.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -26,9 +27,10 @@ from streamd.wire import (
 
 log = logging.getLogger(__name__)
 
-# Longest path that fits sun_path with its closing zero byte.
 CONNECT_S = 2.0
 CONNECT_AGAIN_S = 0.005
+DRAIN_BYTES = 65536
+# Longest path that fits sun_path with its closing zero byte.
 MAX_ADDRESS_BYTES = 107
 
 Answer = Message | AsyncIterator[Message] | None
@@ -69,7 +71,8 @@ class Link(asyncio.Protocol):
         self._out: list[bytes] = []
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Queue[Message | None]] = {}  # id -> answers
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._heard: set[asyncio.Task[None]] = set()  # of one-way messages
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -115,7 +118,7 @@ class Link(asyncio.Protocol):
             del self._waiting[id]
 
     def close(self) -> None:
-        """Write what is buffered, then close. The handler's tasks are cancelled."""
+        """Write what is buffered, then close; answers that are under way are cancelled."""
         self._flush()
         if self._transport is not None:
             self._transport.close()
@@ -123,6 +126,17 @@ class Link(asyncio.Protocol):
     async def wait_writable(self) -> None:
         """Wait until the other end has taken most of what was sent."""
         await self._writable.wait()
+
+    async def drain(self) -> None:
+        """Take all that has arrived by now: the last words of a process that has ended.
+
+        Waits for nothing. One-way messages whose handlers do not wait are dealt with when it
+        returns.
+        """
+        if self._transport is not None and not self._transport.is_closing():
+            # The loop may be far behind: what it has not read yet is read here.
+            self._read_rest(self._transport)
+        await asyncio.sleep(0)
 
     # What asyncio calls.
 
@@ -146,17 +160,27 @@ class Link(asyncio.Protocol):
                 self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
+        if error is not None and isinstance(self._transport, asyncio.Transport):
+            # A write that finds the other end closed stops the reading, too, although its last
+            # words are still here. (uvloop has given the descriptor back by now.)
+            self._read_rest(self._transport)
         self._transport = None
         self._writable.set()
         for answers in self._waiting.values():
             answers.put_nowait(None)
-        for task in self._tasks:
+        for task in self._requests:
             task.cancel()
         self.closed.set()
         if self._on_lost is not None:
             self._on_lost(self)
 
     # Inside.
+
+    def _read_rest(self, transport: asyncio.Transport) -> None:
+        fd = transport.get_extra_info("socket").fileno()
+        with contextlib.suppress(OSError):  # there is no more, or it is reset after the rest
+            while fd >= 0 and (data := os.read(fd, DRAIN_BYTES)):
+                self.data_received(data)
 
     def _begin(self, message: Message) -> tuple[int, asyncio.Queue[Message | None]]:
         if self._transport is None or self._transport.is_closing():
@@ -184,8 +208,10 @@ class Link(asyncio.Protocol):
         task = asyncio.get_running_loop().create_task(
             self._handle(id, message), name=f"{self.name} {type(message).__name__}"
         )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        # Held by the link until they are done; what was said one way is heard to its end.
+        tasks = self._requests if id else self._heard
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def _handle(self, id: int, message: Message) -> None:
         try:

@@ -64,7 +64,6 @@ from streamd.wire import (
 log = logging.getLogger(__name__)
 
 LINK_BYTES = 4096
-LAST_WORDS_S = 0.05
 DECLARE_S = 30.0
 ZYGOTE_END_S = 2.0
 OWNERS_S = 0.0005  # times the number of processes: how long changes of owners are gathered
@@ -613,10 +612,8 @@ class Fleet:
 
     async def _bury(self, child: Child, run: Run, exit: Exit) -> None:
         if run.link is not None:
-            # Its last words may still be in the socket.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS_S):
-                    await run.link.closed.wait()
+            # It has ended: whatever it has said is in the socket by now.
+            await run.link.drain()
             self._runs.pop(run.link, None)
         failpoint("master.on-exit")
         child.run = None

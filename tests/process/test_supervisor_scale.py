@@ -73,9 +73,8 @@ def test_up_and_down_under_load_loses_nothing_and_leaves_nothing() -> None:
         descendants = psutil.Process(master).children(recursive=True)
         assert not [each for each in descendants if each.status() == psutil.STATUS_ZOMBIE]
         assert len([each for each in pids(house) if each.startswith("count")]) == 1
-        # What processes that are no more have counted is not forgotten; the last moment of one
-        # may be, when its end is seen before its last word is read.
-        eventually(lambda: house.ask("status")["agents"][1]["events"] > feed.sent.total() / 2)
+        # What processes that are no more have counted is not forgotten.
+        eventually(lambda: house.ask("status")["agents"][1]["events"] == feed.sent.total())
 
 
 READER = """

@@ -1,0 +1,55 @@
+"""A link's last words: what the other end said before it went away."""
+
+import asyncio
+import socket
+
+from streamd.link import Answer, Link, adopt
+from streamd.wire import Draining, Message, encode_frame
+
+TOLD = [Draining(["one"]), Draining(["two"])]
+
+
+async def taking(end: socket.socket) -> tuple[Link, list[Message]]:
+    """A link of one end, and what its handler gets."""
+    taken: list[Message] = []
+
+    async def take(link: Link, message: Message) -> Answer:
+        taken.append(message)
+        return None
+
+    return await adopt(end, "the other", take), taken
+
+
+def test_last_words_are_heard_though_a_write_finds_the_other_end_closed() -> None:
+    async def run() -> list[Message]:
+        ours, theirs = socket.socketpair()
+        link, taken = await taking(ours)
+        theirs.sendall(b"".join(encode_frame(0, message) for message in TOLD))
+        theirs.close()
+
+        # Before the loop has read anything.
+        link.send(Draining([]))
+        link._flush()
+        await link.closed.wait()
+        await link.drain()
+        return taken
+
+    assert asyncio.run(run()) == TOLD
+
+
+def test_a_drain_takes_what_has_arrived_without_the_loops_help() -> None:
+    async def run() -> list[Message]:
+        ours, theirs = socket.socketpair()
+        link, taken = await taking(ours)
+        theirs.sendall(encode_frame(0, TOLD[0]) + encode_frame(0, TOLD[1])[:5])
+
+        await link.drain()
+        before = list(taken)
+        theirs.sendall(encode_frame(0, TOLD[1])[5:])
+        await link.drain()
+        assert before == TOLD[:1]
+        link.close()
+        theirs.close()
+        return taken
+
+    assert asyncio.run(run()) == TOLD
