@@ -15,6 +15,7 @@ from streamd.agentproc.broker import TP, Output
 from streamd.agents import Agent
 from streamd.config import Settings
 from streamd.errors import StreamdError
+from streamd.secrets import mask
 from streamd.wire import Suspect
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Trials:
         key = (agent.name, run.tp, run.positions[index])
         trial = self._trials.setdefault(key, Trial())
         trial.tries += 1
-        trial.error = f"{type(error).__name__}: {error}"
+        trial.error = mask(f"{type(error).__name__}: {error}")
         policy = agent.on_error or settings.on_error
         retries = settings.retries if agent.retries is None else agent.retries
         if policy == "stop":

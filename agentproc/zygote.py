@@ -37,6 +37,7 @@ from streamd.failpoints import failpoint
 from streamd.finder import find_app
 from streamd.log import setup_child_logging, user_traceback
 from streamd.partition import fast_partition_for
+from streamd.secrets import mask
 from streamd.wire import (
     Fork,
     Forked,
@@ -215,7 +216,7 @@ def describe_failure(app: str, error: BaseException) -> ImportFailed:
     """What to tell about an app that could not be imported."""
     if isinstance(error, StreamdError):
         return ImportFailed(str(error), error.seen, error.remedy, "", error.exit_code)
-    what = f"{type(error).__name__}: {error}".partition("\n")[0]
+    what = mask(f"{type(error).__name__}: {error}".partition("\n")[0])
     return ImportFailed(
         f"cannot import app {app!r}: {what}", [], None, user_traceback(error), EXIT_CONFIG
     )

@@ -45,7 +45,7 @@ from streamd.kinds import (
     choice,
     optional,
 )
-from streamd.log import MASKED, hide, mask
+from streamd.secrets import MASKED, hide, mask, secrets_of
 from streamd.wire import SettingInfo
 
 PREFIX = "STREAMD_"
@@ -508,9 +508,7 @@ class _Resolution:
             raise _one_error(self._errors)
         if not self._early_only:
             _derive(values, origins)
-        hide(
-            str(values[name]) for name in values if Settings.table[name].secret and values[name]
-        )
+        hide(secrets_of(values))
         settings = Settings(values, origins)
         settings.warnings = self._warnings
         return settings

@@ -21,10 +21,12 @@
 
 An error's text is one sentence: what was found, what was expected. `seen` holds further
 lines of what was seen, `remedy` a command or a change that helps; the command line prints
-them as `Error:`, indented lines, and `Try:`.
+them as `Error:`, indented lines, and `Try:`. Secrets in them are masked from the beginning.
 """
 
 from collections.abc import Sequence
+
+from streamd.secrets import mask
 
 
 class StreamdError(Exception):
@@ -35,9 +37,9 @@ class StreamdError(Exception):
     def __init__(
         self, message: str = "", *, seen: Sequence[str] = (), remedy: str | None = None
     ) -> None:
-        super().__init__(message or (self.__doc__ or "").strip().splitlines()[0])
-        self.seen = list(seen)
-        self.remedy = remedy
+        super().__init__(mask(message or (self.__doc__ or "").strip().splitlines()[0]))
+        self.seen = [mask(line) for line in seen]
+        self.remedy = mask(remedy) if remedy is not None else None
 
 
 class UsageError(StreamdError):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from zoneinfo import ZoneInfo
 
-from streamd.log import LEVELS, mask
+from streamd.log import LEVELS
+from streamd.secrets import mask
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

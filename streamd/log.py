@@ -1,4 +1,4 @@
-"""What the processes of a tree write to their log pipes, and what must never be written.
+"""What the processes of a tree write to their log pipes.
 
 A process logs to its stderr, which is a pipe that the master reads: one line a record, as
 `docs/internals.md` "Log lines" describes. A master that does not read must not stop an agent,
@@ -8,16 +8,15 @@ so a line that does not fit the pipe is dropped and counted.
 import contextlib
 import logging
 import os
-import re
 import select
 import time
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from streamd.errors import StreamdError
+from streamd.secrets import mask
 
 RECORD_START = "\x1e"
 """First character of a line that `PipeFormatter` wrote; a print of the user's has none."""
@@ -30,8 +29,6 @@ LEVELS = {
     "crit": logging.CRITICAL,
 }
 
-MASKED = "***"
-
 # An empty pipe holds 64 KiB: a line below that is written whole or not at all.
 _MAX_TEXT_CHARS = 48_000
 
@@ -42,44 +39,18 @@ _MACHINERY = tuple(
     f"{_LIBRARY}{name}" for name in ("asyncio", "importlib", "runpy", "contextlib")
 )
 
-_URL_PASSWORD = re.compile(r"(?P<user>://[^\s/:@;,'\"]*):[^\s/@'\"]+@")
-_NAMED_SECRET = re.compile(
-    r"(?i)(?P<name>\b(?:streamd_|--)?(?:web[._-]token|(?:[\w.]+[._-])?password)"
-    r"(?![\w-])['\"]?(?:\s*[=:]\s*|(?<=token)\s+(?=\S))['\"]?)[^\s'\",;&)]+"
-)
-_hidden: set[str] = set()
-
-
-def hide(values: Iterable[str]) -> None:
-    """Let `mask` blank these texts, wherever they occur; the values of secret settings."""
-    # Shorter ones would blank ordinary words.
-    _hidden.update(value for value in values if len(value) >= 6)
-
-
-def mask(text: str) -> str:
-    """Blank the passwords of URLs, the values of secret settings, and what was given to `hide`.
-
-    >>> mask("kafka://ann:pass@host:9092")
-    'kafka://ann:***@host:9092'
-    """
-    if "://" in text and "@" in text:
-        text = _URL_PASSWORD.sub(rf"\g<user>:{MASKED}@", text)
-    text = _NAMED_SECRET.sub(rf"\g<name>{MASKED}", text)
-    for value in _hidden:
-        text = text.replace(value, MASKED)
-    return text
-
 
 def user_traceback(error: BaseException) -> str:
     """The traceback of `error` and its causes, as text, cut to frames that the user can act on.
 
     Frames of streamd, asyncio and the import system are left out, unless streamd's own are
     the innermost ones of an error that streamd did not raise on purpose: then the fault may
-    be there. Where nothing would be left, all is kept. Local variables are never shown.
+    be there. Where nothing would be left, all is kept. Local variables are never shown, and
+    secrets are masked.
     """
     shown = traceback.TracebackException.from_exception(error, compact=True)
     _cut(shown, keep_inner=not isinstance(error, StreamdError), seen=set())
-    return "".join(shown.format()).rstrip("\n")
+    return mask("".join(shown.format()).rstrip("\n"))
 
 
 def is_user_frame(filename: str) -> bool:

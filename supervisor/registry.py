@@ -17,6 +17,7 @@ import msgspec
 from sqlitedict import SqliteDict
 
 from streamd.instance import Identity
+from streamd.secrets import mask
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Registry:
 
     def note(self, level: str, text: str) -> None:
         """Add an event to the history."""
-        self._add({"t": time.time(), "level": level, "text": text})
+        self._add({"t": time.time(), "level": level, "text": mask(text)})
 
     def _add(self, event: dict[str, Any]) -> None:
         self.events.append(event)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamd.secrets import hide, secrets_of
 from streamd.supervisor.policy import Strategy
 from streamd.wire import Hello
 
@@ -26,8 +27,9 @@ class Settings:
 
     @classmethod
     def of(cls, hello: Hello) -> "Settings":
-        """Take them from what the zygote told."""
+        """Take them from what the zygote told; secrets among them are masked from then on."""
         given = hello.settings
+        hide(secrets_of(given))
         return cls(
             Path(given["datadir"]).absolute(),
             str(given["broker"]),

@@ -20,6 +20,7 @@ from typing import Any
 
 from streamd.instance import process_state
 from streamd.log import is_user_frame
+from streamd.secrets import mask
 from streamd.supervisor.child import Child, Run, handles
 
 POLL_S = 0.005
@@ -53,7 +54,7 @@ async def collect(children: Sequence[Child], timeout_s: float) -> dict[str, str]
     await _wait_whole([run for _, run, answers in asked.values() if answers], timeout_s)
     blocks = {}
     for name, (child, run, answers) in asked.items():
-        blocks[name] = f"{header(child, run)}\n{_text_of(run, answers)}"
+        blocks[name] = mask(f"{header(child, run)}\n{_text_of(run, answers)}")
         run.logs.captured = None
     return blocks
 

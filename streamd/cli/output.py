@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from streamd.errors import StreamdError, UsageError
+from streamd.secrets import mask
 
 STATE_COLORS = {
     "running": "green",
@@ -159,7 +160,7 @@ def say_error(error: StreamdError, *, color: bool | None = None, debug: bool = F
     """Write the three-line form to stderr: what happened, what was seen, what to try."""
     lines = []
     if debug:
-        lines.append("".join(traceback.format_exception(error)).rstrip("\n"))
+        lines.append(mask("".join(traceback.format_exception(error)).rstrip("\n")))
     elif shown := getattr(error, "user_traceback", ""):
         lines.append(shown.rstrip("\n"))
     lines.append(f"{click.style('Error:', fg='red', bold=True)} {error}")
@@ -171,12 +172,12 @@ def say_error(error: StreamdError, *, color: bool | None = None, debug: bool = F
 
 def say_bug(error: BaseException, *, debug: bool = False) -> None:
     """Write a crash file and tell its path."""
-    text = "".join(traceback.format_exception(error))
+    text = mask("".join(traceback.format_exception(error)))
     fd, path = tempfile.mkstemp(prefix="streamd-crash-", suffix=".txt")
     with os.fdopen(fd, "w") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}\n")
         file.write(f"python {sys.version}\n")
-        file.write(f"command {sys.argv!r}\n\n{text}")
+        file.write(f"command {mask(repr(sys.argv))}\n\n{text}")
     if debug:
         click.echo(text, err=True, nl=False)
     say_error(

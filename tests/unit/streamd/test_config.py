@@ -31,7 +31,7 @@ from streamd.kinds import (
     show_duration,
     show_size,
 )
-from streamd.log import mask
+from streamd.secrets import mask
 
 ROOT = Path(__file__).parents[3]
 
@@ -217,7 +217,7 @@ def test_no_setting_is_both_taken_and_without_effect() -> None:
 
 
 def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("streamd.log._hidden", set())
+    monkeypatch.setattr("streamd.secrets._hidden", set())
     file = tmp_path / "token"
     file.write_text("s3cr3t-value\n")
 
