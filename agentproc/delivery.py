@@ -17,7 +17,7 @@ from weakref import WeakSet
 from streamd.agentproc.beats import Place
 from streamd.agentproc.broker import TP
 from streamd.agentproc.offsets import Window
-from streamd.agentproc.outbox import new_lanes
+from streamd.agentproc.outbox import new_lanes, trace
 from streamd.agentproc.runs import Run
 from streamd.agents import CORRELATION_ID, REPLY_TO, Agent
 from streamd.context import Buffered, Callback, Lanes, Placed, Record, RecordMetadata
@@ -135,6 +135,7 @@ class Actor:
         self.lanes: Lanes = new_lanes()
         self.callbacks: list[tuple[Callback, RecordMetadata]] = []
         self.has_tables = bool(engine.tables)
+        self.traces = engine.traces and feed.agent.concurrency == 1
         self.running = False  # has events that were handed out and are not settled
         self.alone = False  # the event in work is tried alone
         self.timed_out = False
@@ -207,6 +208,9 @@ class Actor:
                         self.feed.wake()
                 positions[name, run.tp] = window.position
         if self.agent.concurrency == 1 and (self.lanes or self.callbacks):
+            if self.traces and not self._earlier and self._run is not None:
+                # What a take sent is for no one of its events.
+                trace(self.lanes, name, self._run.tp, self._run.positions)
             self.engine.release([self._take_sent()])
         self._earlier.clear()
         self.cut()

@@ -108,8 +108,10 @@ class Engine:
                 plan.slots,
                 {agent.name: agent.get_topic_names() for agent in self.agents},
                 {table.name: table.partitions or 1 for table in self.tables},
-            )
+            ),
+            self,
         )
+        self.traces = broker.traces
         self._alone = alone
         self._feeds = [Feed(self, agent) for agent in self.agents]
         self._topics: dict[str, Topic] = {
@@ -133,6 +135,7 @@ class Engine:
         self._quiet = asyncio.Event()  # no event is in work
         self._quiet.set()
         self._barrier = False  # no event is handed out until a checkpoint has begun
+        self._giving_way = False  # no event is handed out until partitions are given away
         self._steady = asyncio.Event()  # no roll-back is under way
         self._steady.set()
         self._solo: Actor | None = None  # the only one that may get an event now
@@ -199,6 +202,65 @@ class Engine:
             }
             table.hold(parts, place_of(self.app, table), checked=self._alone)
         failpoint("engine.recovered")
+
+    # Partitions that come and go.
+
+    async def gain(self, partitions: list[int]) -> None:
+        """See `streamd.agentproc.broker.Holder`."""
+        for table in self.tables:
+            for partition in partitions:
+                if partition < (table.partitions or 1):
+                    rows = await self.session.load(table.name, partition)
+                    table.gain(partition, Part(table.load(rows)))
+        gained = {
+            key: at for key, at in self.session.positions.items()
+            if key[1].partition in partitions
+        }  # fmt: skip
+        self._committed |= gained
+        self.positions |= gained
+        self._entered = -1
+        self.announce(self.owns())
+
+    async def lose(self, partitions: list[int], *, gone: bool) -> None:
+        """See `streamd.agentproc.broker.Holder`; what is slow to settle is cancelled."""
+        if not self.ready.is_set() or self.stopping:
+            return
+        self._giving_way = True
+        try:
+            if not gone:
+                await self._settle_all()
+            forgotten: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._post(partial(self._forget, set(partitions), forgotten))
+            await forgotten
+        finally:
+            self._giving_way = False
+            self._wake_feeds()
+        self.announce(self.owns())
+
+    async def _settle_all(self) -> None:
+        """Hand out no more; wait until what is in work is settled and durable, or too long."""
+        try:
+            async with asyncio.timeout(self.app.settings.grace / 2):
+                for worker in self.working:
+                    worker.cut()
+                while not self._quiet.is_set():
+                    await self._quiet.wait()
+                await self.durable(urgent=False)
+        except TimeoutError:
+            log.warning(
+                "%s gives partitions away and works on: %s; it is cancelled, and done again "
+                "by who gets them",
+                self.group,
+                "; ".join(self.busy_with()),
+            )
+        except RolledBack:
+            log.debug("%s gave partitions away while an event failed", self.group)
+
+    async def _forget(self, lost: set[int], forgotten: "asyncio.Future[None]") -> None:
+        """Go back to the last checkpoint, and there without these partitions."""
+        await self._roll_back(without=lost)
+        if not forgotten.done():
+            forgotten.set_result(None)
 
     def owns(self) -> Owns:
         """What this slot has, for the master."""
@@ -354,7 +416,7 @@ class Engine:
                 isinstance(other, Actor) and other.asks.total() and other.feed is actor.feed
                 for other in self.working
             )
-        if self._barrier:
+        if self._barrier or self._giving_way:
             return False
         return self._solo is None or self._solo is actor
 
@@ -530,11 +592,12 @@ class Engine:
         )
         self._start_actor(actor.feed, index, pause_s)
 
-    async def _roll_back(self, *failed: Actor) -> None:
+    async def _roll_back(self, *failed: Actor, without: Collection[int] = frozenset()) -> None:
         """Go back to the last checkpoint: nothing of a failed try is left behind.
 
         Args:
             failed: Actors that have ended, beside those that are ended here.
+            without: Partitions that are another process's from now on.
         """
         self._steady.clear()
         self._quiet.set()  # a checkpoint that waits for quiet gives up instead
@@ -556,6 +619,7 @@ class Engine:
             ]:
                 await _end([task for errand in late for task in errand.tasks])
             failpoint("rollback.before-drop")
+            self._let_go_of(without)
             self._drop_uncommitted()
         failpoint("rollback.after-drop")
         self._steady.set()
@@ -563,6 +627,14 @@ class Engine:
         self._start_actors()
         if self.stopping:
             self.stop()
+
+    def _let_go_of(self, partitions: Collection[int]) -> None:
+        for table in self.tables:
+            for partition in partitions:
+                table.lose(partition)
+        self._committed = {
+            key: at for key, at in self._committed.items() if key[1].partition not in partitions
+        }
 
     def _drop_uncommitted(self) -> None:
         for table in self.tables:

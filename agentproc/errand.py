@@ -25,6 +25,7 @@ class Errand:
     """One run of such code."""
 
     may_wait = True
+    traces = False
 
     def __init__(self, engine: "Engine", name: str, whole: bool) -> None:
         self.engine = engine

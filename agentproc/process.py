@@ -26,6 +26,7 @@ from streamd.agentproc.broker import Broker
 from streamd.agentproc.broker.embedded import EmbeddedBroker
 from streamd.agentproc.broker.memory import MemoryBroker
 from streamd.agentproc.engine import Engine
+from streamd.agentproc.kafka.installation import installation
 from streamd.agentproc.lookup import RemoteTables
 from streamd.agentproc.reads import CommittedTables, ReadServer
 from streamd.agentproc.replying import receive
@@ -388,6 +389,11 @@ def make_broker(app: App, plan: Plan) -> Broker:
             )
         case "memory":
             return MemoryBroker(settings.topic_partitions)
+        case "kafka":
+            # Processes on the embedded log need none of it.
+            from streamd.agentproc.broker.kafka import KafkaBroker  # noqa: PLC0415
+
+            return KafkaBroker(settings, app.topic_infos(), installation(Path(plan.datadir)))
         case _:
             raise ConfigError(
                 f"the broker is {settings.broker!r}, and this version has none for {kind}",

@@ -146,6 +146,7 @@ class App:
         value_serializer: str | Codec | None = None,
         partitions: int | None = None,
         retention: float | None = None,
+        packed: bool | None = None,
         internal: bool = False,
         **unused: Any,
     ) -> Topic:
@@ -156,6 +157,8 @@ class App:
                 None: plain data.
             partitions: How many it gets where it is made; `topic_partitions` by default.
             retention: Seconds that records are kept; `topic_retention` by default.
+            packed: On Kafka, several events travel as one record, which only streamd reads;
+                by default so in the topics that the app owns.
         """
         if len(names) != 1:
             raise AppError(f"app.topic() takes one name, not {names!r}: declare several topics")
@@ -169,7 +172,7 @@ class App:
             return known
         topic = self._make_topic(
             names[0], key_type, value_type, key_serializer, value_serializer,
-            partitions, retention, owned=False,
+            partitions, retention, owned=False, packed=packed,
         )  # fmt: skip
         self.topics[topic.name] = topic
         return topic
@@ -496,7 +499,7 @@ class App:
                 for group in self.groups
             ]
             + [wire.GroupInfo(APP_GROUP, [], [], 1, "tasks, timers, cron jobs and pages")],
-            topics=self._topic_infos(),
+            topics=self.topic_infos(),
             tables=[self._table_info(table) for table in self.tables.values()],
             timers=[
                 wire.TimerInfo(
@@ -577,7 +580,7 @@ class App:
             value_codec=table.value_codec.name,
         )
 
-    def _topic_infos(self) -> list[wire.TopicInfo]:
+    def topic_infos(self) -> list[wire.TopicInfo]:
         topics = dict(self.topics)
         for agent in self.agents.values():
             topics.setdefault(agent.channel.name, agent.channel)
@@ -591,6 +594,7 @@ class App:
                 value_type=type_name(topic.value_type),
                 key_codec=topic.key_codec.name,
                 value_codec=topic.value_codec.name,
+                packed=topic.packed,
             )
             for topic in topics.values()
         ]
@@ -622,6 +626,7 @@ class App:
         partitions: int | None,
         retention: Any,
         owned: bool,
+        packed: bool | None = None,
     ) -> Topic:
         if hasattr(retention, "total_seconds"):
             retention = retention.total_seconds()
@@ -631,7 +636,7 @@ class App:
             self, name,
             key_type=key_type, value_type=value_type,
             key_serializer=key_serializer, value_serializer=value_serializer,
-            partitions=partitions, retention_s=retention, owned=owned,
+            partitions=partitions, retention_s=retention, owned=owned, packed=packed,
         )  # fmt: skip
 
     def _page_id(self, path: str, name: str) -> int:

@@ -24,13 +24,15 @@ class RecordMetadata(NamedTuple):
 class Lane:
     """Records for one partition, as columns, in the order in which they were sent."""
 
-    __slots__ = ("keys", "values", "timestamps", "headers")
+    __slots__ = ("keys", "values", "timestamps", "headers", "events", "sources")
 
     def __init__(self) -> None:
         self.keys: list[bytes | None] = []
         self.values: list[bytes | None] = []
         self.timestamps: dict[int, float] = {}  # index -> unix seconds, where one was given
         self.headers: dict[int, list[tuple[str, bytes]]] = {}  # index -> headers
+        self.events: list[int] = []  # where the scope `traces`: 1 + the index of each's event
+        self.sources: Any = None  # what became of `events` when they were settled
 
 
 Lanes = dict[str, dict[int, Lane]]  # topic -> partition -> records
@@ -44,6 +46,9 @@ class Sending(Protocol):
 
     may_wait: bool
     """False in an agent: the sends of one event never wait."""
+
+    traces: bool
+    """True where each record's lane is to know for which event it is; see `Lane.events`."""
 
     async def wait_room(self) -> None:
         """Wait until less is buffered; called after a send where `may_wait`."""

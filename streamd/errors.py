@@ -90,6 +90,12 @@ class Fenced(BrokerError):
     exit_code = 70
 
 
+class BrokerLost(StreamdError):
+    """What the broker has got is not known any more: the process ends and another reads on."""
+
+    exit_code = 69
+
+
 class LogDamaged(BrokerError):
     """The embedded log cannot be trusted as it is."""
 

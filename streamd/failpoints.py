@@ -57,6 +57,21 @@ FAILPOINTS = {
     "master.stopping": "the agents ended warm; zygote and log have not",
     "trim.before-commit": "packs are deleted and the low is moved; COMMIT was not called",
     "checkpoint.before-truncate": "the log's process is about to empty the WAL",
+    "kafka.before-outputs": "a checkpoint was handed to the writing thread; nothing is sent",
+    "kafka.after-outputs": "what the events sent is handed to the producer; rows are not",
+    "kafka.before-flush": "outputs and rows are handed to the producer; none is known to be there",
+    "kafka.before-markers": "outputs and rows are on the cluster; no marker says so",
+    "kafka.before-marker-flush": "markers are handed to the producer; none is known to be there",
+    "kafka.after-markers": "markers are on the cluster; the caller does not know yet",
+    "kafka.before-begin": "a checkpoint was handed to the writing thread; no transaction is open",
+    "kafka.after-begin": "a transaction is open; it holds nothing",
+    "kafka.before-offsets": "a transaction holds all but the offsets",
+    "kafka.before-commit": "a transaction holds all; it is not committed",
+    "kafka.after-commit": "a transaction is committed; the caller does not know yet",
+    "kafka.before-restore": "markers were read; no row was",
+    "kafka.before-repair": "rows were read; what came after the marker is not repaired",
+    "kafka.before-claim": "repairs are on the cluster; no marker of this owner is",
+    "kafka.after-claim": "the claim is on the cluster; nobody looked for rivals",
 }
 """Every failpoint: name -> where it is."""
 

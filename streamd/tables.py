@@ -271,6 +271,15 @@ class Table(dict[Any, Any]):
         else:
             self.__class__ = Held if self._has_plain_values() else HeldValues
 
+    def gain(self, partition: int, part: Part) -> None:
+        """This process owns one more partition."""
+        self._parts[partition] = part
+
+    def lose(self, partition: int) -> None:
+        """A partition is another process's from now on."""
+        self._parts.pop(partition, None)
+        self._part = None
+
     def _has_plain_values(self) -> bool:
         """True where the declaration says that values are numbers, texts and the like."""
         if self.value_type is not None:

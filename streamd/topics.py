@@ -41,6 +41,7 @@ class Topic:
         partitions: int | None,
         retention_s: float | None,
         owned: bool,
+        packed: bool | None = None,
         help: str = "",
     ) -> None:
         self.app = app
@@ -51,6 +52,7 @@ class Topic:
         self.partitions = partitions  # None: as `topic_partitions` says
         self.retention_s = retention_s
         self.owned = owned
+        self.packed = owned if packed is None else packed  # on Kafka only
         self.help = help
         self.use_serializers("raw", "json")
         self._remembered: dict[str, tuple[bytes, int]] = {}  # str key -> bytes, partition
@@ -130,6 +132,8 @@ class Topic:
             lane = scope.lanes[self.name][place]
             lane.values.append(encoded)
             lane.keys.append(data)
+            if scope.traces:
+                lane.events.append(scope.stream.index)
             return self._sent[place]
         record = self._record(key, value, partition, timestamp, headers,
                               key_serializer, value_serializer)  # fmt: skip
@@ -196,6 +200,8 @@ class Topic:
         lane = scope.lanes[self.name][record.partition]
         lane.values.append(record.value)
         lane.keys.append(record.key)
+        if scope.traces:
+            lane.events.append(scope.stream.index)
         if record.timestamp is not None:
             lane.timestamps[len(lane.keys) - 1] = record.timestamp
         if record.headers:

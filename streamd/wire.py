@@ -57,6 +57,7 @@ class TopicInfo(Message):
     value_type: str
     key_codec: str = ""
     value_codec: str = ""
+    packed: bool = False  # on Kafka, several events travel as one record
 
 
 class AgentInfo(Message):

@@ -30,9 +30,19 @@ class Batch:
     positions: Sequence[int]
     keys: list[bytes | None]
     values: list[bytes | None]
-    timestamps: list[float]  # unix seconds
+    timestamps: Sequence[float]  # unix seconds
     headers: list[Headers] | None  # None: no event of the batch has any
     end: int  # the position to read after the last one
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive events of an output, and the events that they were sent for."""
+
+    count: int
+    agent: str = ""  # that sent them
+    tp: TP | None = None  # of the events that it worked on
+    positions: Sequence[int] | None = None  # of the event of each, ascending; None: unknown
 
 
 @dataclass(slots=True)
@@ -44,6 +54,7 @@ class Output:
     values: list[bytes | None]
     timestamps: list[float]
     headers: list[Headers] | None = None
+    sources: list[Segment] | None = None  # covers all of them; None: nothing is known
 
 
 @dataclass(slots=True)
@@ -84,17 +95,33 @@ class Subscription:
         return list(range(self.slot, count, self.slots))
 
 
+class Holder(Protocol):
+    """What holds partitions, where a session's come and go: an engine."""
+
+    async def lose(self, partitions: list[int], *, gone: bool) -> None:
+        """Settle and make durable what is in work, then forget these partitions.
+
+        Args:
+            gone: They are another process's already: nothing of them can be made durable.
+        """
+
+    async def gain(self, partitions: list[int]) -> None:
+        """Load these partitions; the session's `positions` have them."""
+
+
 class Session(Protocol):
     """The broker as one slot of a group sees it. All calls are made on the loop's thread."""
 
     positions: dict[tuple[str, TP], int]
-    """Where each agent reads on, per partition of its topics; set by `open`."""
+    """Where each agent reads on, per partition of its topics; set by `open`, and before
+    partitions are gained."""
 
     partitions: list[int]
-    """The partitions that this slot has, of all its topics and tables; set by `open`."""
+    """The partitions that this slot has, of all its topics and tables; set by `open`, and
+    changed where partitions come and go."""
 
     generation: int
-    """The epoch of the claim; set by `open`."""
+    """The epoch of the claim; set by `open`, and raised by each change of the partitions."""
 
     async def open(self) -> None:
         """Claim the slot's partitions; whoever had them can commit no more.
@@ -142,8 +169,16 @@ class Session(Protocol):
 class Broker(Protocol):
     """A way to make sessions; one a process."""
 
-    def session(self, subscription: Subscription) -> Session:
-        """A session that is not open yet."""
+    traces: bool
+    """Does it want to know for which events an output's were sent (`Output.sources`)?"""
+
+    def session(self, subscription: Subscription, holder: Holder | None = None) -> Session:
+        """A session that is not open yet.
+
+        Args:
+            holder: Who is told of partitions that come and go; without one they are given
+                away as they are.
+        """
 
     async def close(self) -> None:
         """Close what the sessions shared."""

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from streamd.agentproc.broker import TP, Batch, Checkpoint, Output, Subscription
+from streamd.agentproc.broker import TP, Batch, Checkpoint, Holder, Output, Subscription
 from streamd.agentproc.broker.bell import drain, listen
 from streamd.agentproc.broker.reader import Reader
 from streamd.agentproc.broker.writer import Claim, Writer
@@ -67,8 +67,12 @@ class EmbeddedBroker:
         self._normal_interval_s = 0.0
         self._pausing = False  # the loop has a call of _pause
 
-    def session(self, subscription: Subscription) -> "EmbeddedSession":
-        """A session that is not open yet."""
+    traces = False
+
+    def session(
+        self, subscription: Subscription, holder: Holder | None = None
+    ) -> "EmbeddedSession":
+        """A session that is not open yet; its partitions stay with it."""
         return EmbeddedSession(self, subscription)
 
     async def declare(

@@ -13,6 +13,7 @@ from streamd.agentproc.broker import (
     Batch,
     Checkpoint,
     Headers,
+    Holder,
     Output,
     Subscription,
 )
@@ -52,8 +53,12 @@ class MemoryBroker:
         self._epochs: dict[tuple[str, int], int] = {}  # group, partition -> epoch
         self._sessions: set[MemorySession] = set()
 
-    def session(self, subscription: Subscription) -> "MemorySession":
-        """A session that is not open yet."""
+    traces = False
+
+    def session(
+        self, subscription: Subscription, holder: Holder | None = None
+    ) -> "MemorySession":
+        """A session that is not open yet; its partitions stay with it."""
         return MemorySession(self, subscription)
 
     async def declare(

@@ -1,0 +1,565 @@
+"""Kafka as the engine's broker: a session is a static member of a consumer group.
+
+Reading is done by a thread (`kafka.poller`), writing by another; the loop turns meanwhile. A
+checkpoint is made durable as `kafka.markers` says, or, with exactly_once, in one transaction.
+Partitions come and go: `Holder` is told, and settles what it has before they go.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import msgspec
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from streamd.agentproc.broker import (
+    TP,
+    Batch,
+    Checkpoint,
+    Holder,
+    Output,
+    Subscription,
+)
+from streamd.agentproc.kafka import options, topics
+from streamd.agentproc.kafka.markers import (
+    Marker,
+    encode_marker,
+    marker_key,
+    pack_highs,
+    unpack_highs,
+)
+from streamd.agentproc.kafka.packs import offset_of, position_of
+from streamd.agentproc.kafka.poller import Passed, Poller, Read, lowest
+from streamd.agentproc.kafka.producing import Offsets, Row, Writer
+from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
+from streamd.agentproc.kafka.sources import Highs, Tracer, head_of, sift
+from streamd.config import Settings
+from streamd.errors import BrokerError
+from streamd.failpoints import failpoint
+from streamd.wire import TopicInfo
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TELL_OFFSETS_S = 1.0
+CLOSE_S = 5.0
+
+
+class KafkaBroker:
+    """A cluster, as one process of an app uses it.
+
+    Args:
+        declared: What the app names; other topics are made with the default partitions.
+        installation: Tells this data directory's members from another host's.
+    """
+
+    def __init__(
+        self, settings: Settings, declared: list[TopicInfo], installation: str
+    ) -> None:
+        self.settings = settings
+        self.traces = settings.processing_guarantee == "at_least_once"
+        self.installation = installation
+        self.reach = options.connection(settings)
+        self.declared = {topic.name: topic for topic in declared}
+        self._admin: AdminClient | None = None
+        self._counts: dict[str, int] = {}  # topic -> partitions
+        self._open: set[KafkaSession] = set()
+
+    def session(
+        self, subscription: Subscription, holder: Holder | None = None
+    ) -> "KafkaSession":
+        """A session that is not open yet."""
+        return KafkaSession(self, subscription, holder)
+
+    async def close(self) -> None:
+        """Close the sessions; what was committed stays."""
+        for session in list(self._open):
+            await session.close()
+
+    @property
+    def admin(self) -> AdminClient:
+        """The client that makes and describes topics."""
+        if self._admin is None:
+            self._admin = AdminClient(self.reach)
+        return self._admin
+
+    def packed(self, topic: str) -> bool:
+        """Does a topic carry packs?"""
+        info = self.declared.get(topic)
+        return info is not None and info.packed
+
+    def wanted(self, topic: str) -> topics.Wanted:
+        """A topic of events, as it is declared."""
+        info = self.declared.get(topic)
+        settings = self.settings
+        retention_s = settings.topic_retention
+        count = settings.topic_partitions
+        if info is not None:
+            count, retention_s = info.partitions, info.retention_s or retention_s
+        elif topic.startswith(f"{settings.id}-reply-"):
+            count = 1
+        return topics.Wanted(
+            topic,
+            count,
+            settings.topic_replication_factor,
+            topics.retention_config(None if self.packed(topic) else retention_s),
+        )
+
+    def ensure(self, wanted: list[topics.Wanted]) -> dict[str, topics.Found]:
+        """Make topics that are not there; blocks."""
+        found = topics.ensure(self.admin, wanted)
+        self._counts |= {name: topic.partitions for name, topic in found.items()}
+        return found
+
+    def partitions_of(self, topic: str) -> int:
+        """How many partitions a topic has; made if it is not there, which blocks once."""
+        if topic not in self._counts:
+            self.ensure([self.wanted(topic)])
+        return self._counts[topic]
+
+    def opened(self, session: "KafkaSession") -> None:
+        """Close this session too when the broker is closed."""
+        self._open.add(session)
+
+    def closed(self, session: "KafkaSession") -> None:
+        """The session let go of what it had."""
+        self._open.discard(session)
+
+
+class KafkaSession:
+    """One slot of a group on a cluster; `streamd.agentproc.broker.Session`."""
+
+    def __init__(
+        self, broker: KafkaBroker, subscription: Subscription, holder: Holder | None
+    ) -> None:
+        self.positions: dict[tuple[str, TP], int] = {}
+        self.partitions: list[int] = []
+        self.generation = 0
+        self.waits_for = "the cluster"  # for people, while it is not there
+        self._broker = broker
+        self._subscription = subscription
+        self._holder = holder
+        settings, app_id, group = broker.settings, subscription.app_id, subscription.group
+        self._group = f"{app_id}.{group}"
+        self._exactly_once = settings.processing_guarantee == "exactly_once"
+        self._home = Home(
+            f"{app_id}-{group}-markers",
+            {table: f"{app_id}-{table}-changes" for table in subscription.tables},
+            self._exactly_once,
+        )
+        self._topics = sorted({t for names in subscription.agents.values() for t in names})
+        self._tracer = Tracer({})
+        self._markers: dict[int, Marker] = {}  # partition -> the newest
+        self._rows: dict[tuple[str, int], dict[bytes, bytes]] = {}  # recovered, not yet loaded
+        self._highs: dict[TP, Highs] = {}  # up to what is committed
+        self._passed: dict[TP, deque[Passed]] = {}  # read, and not committed
+        self._skipped: dict[TP, dict[int, int]] = {}  # position -> where what counts goes on
+        self._turns: dict[TP, int] = {}  # partition -> seeks
+        self._ends: dict[TP, int] = {}  # partition -> the position after what was read
+        self._reads: deque[Read] = deque()
+        self._arrived = asyncio.Event()
+        self._opened: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+        self._told_at = 0.0
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="kafka writes")
+        self._recovering = ThreadPoolExecutor(1, thread_name_prefix="kafka recovery")
+        self._writer: Writer | None = None
+        self._sender: Producer | None = None
+        self._poller: Poller | None = None
+        self._rebalancing = asyncio.Lock()
+
+    # Opening.
+
+    async def open(self) -> None:
+        broker = self._broker
+        broker.opened(self)
+        loop = asyncio.get_running_loop()
+        failpoint("open.before-claim")
+        await self._in_thread(self._recovering, self._prepare)
+        if not self._subscription.agents and not self._subscription.tables:
+            return
+        subscribed = self._topics or list(self._home.changelogs.values())[:1]
+        self._opened = loop.create_future()
+        self._poller = Poller(
+            self._member_options(len(subscribed) > 1),
+            subscribed,
+            loop,
+            name=f"kafka {self._subscription.group}",
+            lose=self._lose,
+            gain=self._gain,
+            take=self._take,
+            failed=self._failed,
+            bound_s=self._broker.settings.grace,
+        )
+        self._poller.start()
+        await self._opened
+
+    def _prepare(self) -> None:
+        """Make and check the topics; make the producer. Blocks."""
+        broker, settings, subscription = self._broker, self._broker.settings, self._subscription
+        wanted = [broker.wanted(topic) for topic in self._topics]
+        found = broker.ensure(wanted)
+        self._tracer.generations = {name: topic.id for name, topic in found.items()}
+        counts = {name: topic.partitions for name, topic in found.items()}
+        if len(set(counts.values())) > 1:
+            raise BrokerError(
+                f"group {subscription.group!r} reads topics of different partition counts: "
+                + ", ".join(f"{topic} has {count}" for topic, count in counts.items()),
+                remedy="give them the same number, or read them in groups of their own with "
+                "group=",
+            )
+        count = next(iter(counts.values()), max(subscription.tables.values(), default=1))
+        copies = settings.topic_replication_factor
+        own = [
+            topics.Wanted(topic, count, copies, topics.changelog_config(), exact=True)
+            for topic in self._home.changelogs.values()
+        ]
+        if subscription.agents or subscription.tables:
+            markers = topics.markers_config()
+            own.append(topics.Wanted(self._home.markers, count, copies, markers, exact=True))
+        broker.ensure(own)
+        self._writer = self._writing.submit(self._make_writer).result()
+
+    def _make_writer(self) -> Writer:
+        settings = self._broker.settings
+        id = f"{self._member_id()}" if self._exactly_once else None
+        transaction_ms = int(settings.broker_session_timeout * 1000)
+        return Writer(
+            options.producer(
+                self._broker.reach, transactional_id=id, transaction_ms=transaction_ms
+            ),
+            self._broker.packed,
+            self._tracer,
+        )
+
+    def _member_id(self) -> str:
+        sub = self._subscription
+        return f"{sub.app_id}/{sub.group}/{self._broker.installation}/{sub.slot}"
+
+    def _member_options(self, together: bool) -> options.Options:
+        session_ms = int(self._broker.settings.broker_session_timeout * 1000)
+        return options.member(
+            self._broker.reach,
+            self._group,
+            self._member_id(),
+            session_ms=session_ms,
+            together=together,
+        )
+
+    # Partitions come and go.
+
+    async def _gain(self, tps: set[TP]) -> None:
+        async with self._rebalancing:
+            partitions = sorted({tp.partition for tp in tps})
+            taken = await self._in_thread(self._recovering, self._recover, partitions)
+            lows = await self._in_thread(self._recovering, self._lows, partitions)
+            for partition in partitions:
+                self._begin_with(partition, taken[partition], lows)
+            self.partitions = sorted({*self.partitions, *partitions})
+            self.generation += 1
+            if self._opened is not None and not self._opened.done():
+                self._opened.set_result(None)
+            elif self._holder is not None and partitions:
+                await self._holder.gain(partitions)
+            assert self._poller is not None
+            for tp, position in self._lowest_positions(partitions).items():
+                self._turns[tp] = self._turns.get(tp, 0) + 1
+                self._poller.begin(tp, self._turns[tp], position, self._highs[tp])
+
+    def _recover(self, partitions: list[int]) -> dict[int, Taken]:
+        if not partitions:
+            return {}
+        reader = options.reader(
+            self._broker.reach, f"{self._group}.recovery", committed=self._exactly_once
+        )
+        recovery = Recovery(reader, self._home, self._put, self._says)
+        try:
+            return recovery.take(partitions)
+        finally:
+            recovery.close()
+
+    def _put(self, rows: list[Row]) -> None:
+        """Make records durable; called by the thread that recovers."""
+        assert self._writer is not None
+        self._writing.submit(self._writer.put, rows).result()
+
+    def _says(self, text: str) -> None:
+        self.waits_for = text
+        log.info("group %s %s", self._subscription.group, text)
+
+    def _lows(self, partitions: list[int]) -> dict[TP, tuple[int, int]]:
+        consumer = Consumer(
+            options.reader(self._broker.reach, f"{self._group}.recovery", committed=False)
+        )
+        try:
+            tps = [TP(topic, p) for topic in self._topics for p in partitions]
+            return lowest(consumer, tps)
+        finally:
+            consumer.close()
+
+    def _begin_with(
+        self, partition: int, taken: Taken, lows: dict[TP, tuple[int, int]]
+    ) -> None:
+        marker = self._markers[partition] = taken.marker
+        for table, rows in taken.rows.items():
+            self._rows[table, partition] = rows
+        for agent, names in self._subscription.agents.items():
+            for topic in names:
+                tp = TP(topic, partition)
+                low = position_of(lows[tp][0])
+                stored = marker.positions.get(agent, {}).get(topic)
+                if stored is not None and stored < low:
+                    log.warning(
+                        "%s holds nothing before offset %d any more; agent %s reads on there, "
+                        "%d records after where it was",
+                        tp, offset_of(low), agent, offset_of(low) - offset_of(stored),
+                    )  # fmt: skip
+                self.positions[agent, tp] = max(stored or 0, low)
+                self._ends[tp] = position_of(lows[tp][1])
+                self._highs[tp] = unpack_highs(marker.highs.get(topic, []))
+                self._passed[tp] = deque()
+                self._skipped[tp] = {}
+
+    def _lowest_positions(self, partitions: list[int]) -> dict[TP, int]:
+        lowest_of: dict[TP, int] = {}
+        for (_, tp), position in self.positions.items():
+            if tp.partition in partitions:
+                lowest_of[tp] = min(position, lowest_of.get(tp, position))
+        return lowest_of
+
+    async def _lose(self, tps: set[TP], gone: bool) -> None:
+        async with self._rebalancing:
+            partitions = sorted({tp.partition for tp in tps})
+            if self._holder is not None:
+                await self._holder.lose(partitions, gone=gone)
+            lost = set(partitions)
+            self._tracer.forget(lost)
+            self.positions = {
+                key: at for key, at in self.positions.items() if key[1].partition not in lost
+            }
+            for by_tp in (self._highs, self._passed, self._skipped, self._ends):
+                for tp in [tp for tp in by_tp if tp.partition in lost]:
+                    del by_tp[tp]
+            for key in [key for key in self._rows if key[1] in lost]:
+                del self._rows[key]
+            for partition in lost:
+                self._markers.pop(partition, None)
+            self.partitions = [p for p in self.partitions if p not in lost]
+            self.generation += 1
+
+    # Reading.
+
+    async def load(self, table: str, partition: int) -> list[tuple[bytes, bytes]]:
+        failpoint("load.before-read")
+        rows = list(self._rows.pop((table, partition), {}).items())
+        failpoint("load.after-read")
+        return rows
+
+    async def poll(self, max_events: int) -> list[Batch]:
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if batches := self._next_batches(max_events):
+                return batches
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def _next_batches(self, max_events: int) -> list[Batch]:
+        batches: list[Batch] = []
+        seen: set[TP] = set()
+        while self._reads and max_events > 0 and self._reads[0].tp not in seen:
+            read = self._reads.popleft()
+            events = len(read.batch.values) if read.batch is not None else 0
+            assert self._poller is not None
+            self._poller.took(events, read.size_bytes)
+            if read.turn != self._turns.get(read.tp) or read.tp not in self._passed:
+                continue  # read before a seek, or before the partition went
+            self._passed[read.tp] += read.passed
+            if read.batch is None:
+                self._skip(read.tp, read.start, read.end)
+                continue
+            if read.batch.positions[0] > read.start:
+                self._skip(read.tp, read.start, read.batch.positions[0])
+            seen.add(read.tp)
+            batches.append(read.batch)
+            max_events -= events
+        return batches
+
+    def _skip(self, tp: TP, start: int, end: int) -> None:
+        self._skipped[tp][start] = end
+
+    def _beyond(self, tp: TP, position: int) -> int:
+        """A position, moved over what was read before and dropped."""
+        skipped = self._skipped.get(tp, {})
+        while position in skipped:
+            position = skipped[position]
+        return position
+
+    def seek(self, tp: TP, position: int) -> None:
+        if self._poller is None or tp not in self._passed:
+            return
+        self._turns[tp] += 1
+        self._passed[tp].clear()
+        self._skipped[tp].clear()
+        self._poller.seek(tp, self._turns[tp], position, self._highs[tp])
+
+    def _take(self, reads: list[Read]) -> None:
+        self._reads += reads
+        for read in reads:
+            self._ends[read.tp] = max(read.end, self._ends.get(read.tp, 0))
+        self._arrived.set()
+
+    def _failed(self, error: BaseException) -> None:
+        self._failure = error
+        self._arrived.set()
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_exception(error)
+
+    # Writing.
+
+    async def commit(self, checkpoint: Checkpoint) -> None:
+        if not checkpoint:
+            return
+        if self._failure is not None:
+            raise self._failure
+        assert self._writer is not None, "the session is not open"
+        positions = {
+            (agent, tp): self._beyond(tp, at)
+            for (agent, tp), at in checkpoint.positions.items()
+        }
+        self.positions.update(positions)
+        touched = {tp.partition for _, tp in positions}
+        touched |= {change.partition for change in checkpoint.changes}
+        rows: list[Row] = []
+        for partition in touched:
+            marker = self._markers[partition]
+            self._markers[partition] = msgspec.structs.replace(marker, number=marker.number + 1)
+        for change in checkpoint.changes:
+            marker = self._markers[change.partition]
+            stamp = marker.incarnation.stamp(marker.number)
+            topic, partition = self._home.changelogs[change.table], change.partition
+            rows += [
+                Row(topic, partition, key, None if value is None else stamp + value, stamp)
+                for key, value in change.rows
+            ]
+        for tp in {tp for _, tp in positions}:
+            self._fold(tp)
+        markers = [self._marker_row(partition) for partition in sorted(touched)]
+        offsets = self._offsets(touched)
+        await self._in_thread(
+            self._writing, self._writer.commit, checkpoint.outputs, rows, markers,
+            Offsets(offsets, self._metadata()) if self._exactly_once else None,
+        )  # fmt: skip
+        failpoint("commit.after-commit")
+        now = time.monotonic()
+        if self._poller is not None and now - self._told_at > TELL_OFFSETS_S:
+            self._told_at = now
+            if not self._exactly_once:
+                self._poller.commit(offsets)
+
+    def _fold(self, tp: TP) -> None:
+        """Raise the highs of a partition to those of what is committed of it, exactly."""
+        position = min(at for (_, other), at in self.positions.items() if other == tp)
+        passed, highs = self._passed[tp], self._highs[tp]
+        while passed and passed[0].end <= position:
+            sift(highs, passed.popleft().runs, [])
+        if passed and passed[0].position < position:
+            sift(highs, head_of(passed[0].runs, position - passed[0].position), [])
+        skipped = self._skipped[tp]
+        for start in [start for start in skipped if start < position]:
+            del skipped[start]
+
+    def _marker_row(self, partition: int) -> Row:
+        positions: dict[str, dict[str, int]] = {}
+        for (agent, tp), at in self.positions.items():
+            if tp.partition == partition:
+                positions.setdefault(agent, {})[tp.topic] = at
+        highs = {
+            tp.topic: pack_highs(of_tp)
+            for tp, of_tp in self._highs.items()
+            if tp.partition == partition
+        }
+        marker = msgspec.structs.replace(
+            self._markers[partition], positions=positions, highs=highs, moment=time.time()
+        )
+        self._markers[partition] = marker
+        key = marker_key(marker.incarnation)
+        return Row(self._home.markers, partition, key, encode_marker(marker))
+
+    def _offsets(self, partitions: set[int]) -> list[TopicPartition]:
+        return [
+            TopicPartition(tp.topic, tp.partition, offset_of(at))
+            for tp, at in self._lowest_positions(sorted(partitions)).items()
+        ]
+
+    def _metadata(self) -> object:
+        return None if self._poller is None else self._poller.group_metadata
+
+    async def append(self, outputs: list[Output], *, durable: bool = False) -> list[int]:
+        return await self._in_thread(self._recovering, self._append, outputs)
+
+    def _append(self, outputs: list[Output]) -> list[int]:
+        if self._sender is None:
+            self._sender = Producer(options.at_once(self._broker.reach))
+        firsts: list[int] = [-1] * len(outputs)
+        problems: list[str] = []
+        for number, output in enumerate(outputs):
+            for index, value in enumerate(output.values):
+                self._sender.produce(
+                    output.tp.topic,
+                    value,
+                    output.keys[index],
+                    output.tp.partition,
+                    timestamp=int(output.timestamps[index] * 1000),
+                    headers=list(output.headers[index]) if output.headers else None,
+                    on_delivery=_noting(firsts, number, index, problems),
+                )
+        self._sender.flush()
+        if problems:
+            raise BrokerError(f"a record was not written: {problems[0]}")
+        return firsts
+
+    def partitions_of(self, topic: str) -> int:
+        return self._broker.partitions_of(topic)
+
+    def behind(self) -> dict[str, int]:
+        behind = dict.fromkeys(self._subscription.agents, 0)
+        for (agent, tp), position in self.positions.items():
+            at = offset_of(self._beyond(tp, position))
+            behind[agent] += max(0, offset_of(self._ends.get(tp, 0)) - at)
+        return behind
+
+    async def close(self) -> None:
+        self._broker.closed(self)
+        if self._poller is not None:
+            poller, self._poller = self._poller, None
+            poller.end(leave=False)
+            await self._in_thread(self._recovering, poller.join, CLOSE_S)
+        if self._writer is not None:
+            await self._in_thread(self._writing, self._writer.close)
+        self._writing.shutdown(wait=False)
+        self._recovering.shutdown(wait=False)
+
+    async def _in_thread(
+        self, thread: ThreadPoolExecutor, work: Callable[..., T], *args: object
+    ) -> T:
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(thread, work, *args))
+
+
+def _noting(
+    firsts: list[int], number: int, index: int, problems: list[str]
+) -> Callable[[object, object], None]:
+    def note(error: object, message: object) -> None:
+        if error is not None:
+            problems.append(str(error))
+        elif index == 0:
+            firsts[number] = message.offset()  # type: ignore[attr-defined]
+
+    return note

@@ -1,0 +1,482 @@
+"""The thread that owns a group's consumer, in its callbacks too.
+
+It reads chunks, opens packs, drops what its sender has sent twice, and hands batches to the
+loop. What the loop wants of the consumer (read on elsewhere, commit, begin with partitions
+that were recovered) it says in commands, which this thread carries out between two reads.
+
+A rebalance happens inside `poll`: before partitions are given away, the loop is asked to settle
+and make durable what it has of them, and this thread waits for it, carrying out commands.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from confluent_kafka import (
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+
+from streamd.agentproc.broker import TP, Batch, Headers
+from streamd.agentproc.kafka.options import Options
+from streamd.agentproc.kafka.packs import (
+    INDEX_BITS,
+    index_of,
+    offset_of,
+    open_pack,
+    packed_count,
+    position_of,
+    stamps_of,
+)
+from streamd.agentproc.kafka.sources import Gap, Highs, Run, sift
+from streamd.errors import BrokerError, BrokerLost, StreamdError
+
+log = logging.getLogger(__name__)
+
+Message = Any  # the client's own type calls every field optional
+
+CHUNK_RECORDS = 1000
+POLL_S = 0.1
+FULL_EVENTS = 32_000  # handed to the loop and not taken: read no more
+FULL_BYTES = 16 * 1024 * 1024
+PATIENCE_S = 0.2  # for the loop to take some, before partitions are paused
+SEEK_S = 10.0
+
+
+class Passed(NamedTuple):
+    """Records of a partition that were read: what their highs are, up to any of them."""
+
+    position: int  # of the first
+    end: int  # the position after the last
+    runs: Sequence[Run]
+
+
+class Read(NamedTuple):
+    """What was read of one partition, in order; `turn` counts the seeks before it."""
+
+    tp: TP
+    turn: int
+    batch: Batch | None  # None: all of it had been read before
+    start: int  # positions that were passed
+    end: int
+    passed: list[Passed]
+    size_bytes: int
+
+
+class _Reading:
+    """How far a partition was read."""
+
+    def __init__(self, turn: int, position: int, highs: Highs) -> None:
+        self.turn = turn
+        self.position = position  # the next one to hand over
+        self.highs = highs
+
+
+class Poller(threading.Thread):
+    """See the module.
+
+    Args:
+        lose, gain: Coroutine functions of the session, run on `loop`.
+        take: Called on the loop with what was read.
+        failed: Called on the loop with what ended this thread.
+        bound_s: How long `lose` may take before partitions are given away all the same.
+        silent: Topics of which only the assignment is wanted, never a record.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        topics: list[str],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        name: str,
+        lose: Callable[[set[TP], bool], Awaitable[None]],
+        gain: Callable[[set[TP]], Awaitable[None]],
+        take: Callable[[list[Read]], None],
+        failed: Callable[[BaseException], None],
+        bound_s: float,
+        silent: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self._together = options["partition.assignment.strategy"] == "range"
+        self._consumer = Consumer(
+            {**options, "error_cb": self._problem, "stats_cb": self._statistics}
+        )
+        self._topics = topics
+        self._loop = loop
+        self._lose, self._gain = lose, gain
+        self._take, self._failed = take, failed
+        self._bound_s = bound_s
+        self._silent = silent
+        self._commands: deque[Callable[[], None]] = deque()
+        self._reading: dict[TP, _Reading] = {}  # partitions that are read
+        self._assigned: set[TP] = set()
+        self._room = threading.Condition()
+        self._waiting_events = self._waiting_bytes = 0
+        self._paused = False
+        self._ending = threading.Event()
+        self._leave = False
+        self._fatal: BaseException | None = None
+        self.group_metadata: object = None  # as of the newest assignment
+        self.statistics: str = ""  # librdkafka's, as JSON
+        self.problem: str = ""  # what the cluster has last complained of
+        self.problem_at = 0.0
+
+    # What the loop says.
+
+    def begin(self, tp: TP, turn: int, position: int, highs: Highs) -> None:
+        """Read a partition that was gained from `position` on."""
+        self._commands.append(lambda: self._begin(tp, turn, position, dict(highs)))
+
+    def seek(self, tp: TP, turn: int, position: int, highs: Highs) -> None:
+        """Read on elsewhere; what is handed over from then on has this `turn`."""
+        self._commands.append(lambda: self._begin(tp, turn, position, dict(highs)))
+
+    def commit(self, offsets: list[TopicPartition]) -> None:
+        """Tell the cluster's tools how far the group is; nothing depends on it."""
+        self._commands.append(lambda: self._commit(offsets))
+
+    def took(self, events: int, size_bytes: int) -> None:
+        """The loop has taken what was handed over: there is room for more."""
+        with self._room:
+            self._waiting_events -= events
+            self._waiting_bytes -= size_bytes
+            self._room.notify()
+
+    def end(self, leave: bool) -> None:
+        """Stop reading; `leave`: others may have the partitions at once, for good."""
+        self._leave = leave
+        self._ending.set()
+        with self._room:
+            self._room.notify()
+
+    # The thread.
+
+    def run(self) -> None:
+        try:
+            self._consumer.subscribe(
+                self._topics,
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_lost,
+            )
+            while not self._ending.is_set():
+                self._obey()
+                self._wait_room()
+                self._hand_over(self._read())
+                if self._fatal is not None:
+                    raise self._fatal
+        except BaseException as error:
+            self._loop.call_soon_threadsafe(self._failed, error)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        try:
+            if self._leave and self._fatal is None:
+                # `close` alone keeps a static member's partitions until its session ends.
+                self._consumer.unsubscribe()
+                deadline = time.monotonic() + 2
+                while self._consumer.assignment() and time.monotonic() < deadline:
+                    self._consumer.poll(0.05)
+            self._consumer.close()
+        except (KafkaException, RuntimeError) as error:
+            log.warning("the consumer did not close: %s", error)
+
+    def _read(self) -> list[Message]:
+        first = self._consumer.poll(POLL_S)
+        if first is None:
+            return []
+        return [first, *self._consumer.consume(CHUNK_RECORDS - 1, 0)]
+
+    def _obey(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
+
+    def _wait_room(self) -> None:
+        with self._room:
+            if not self._is_full():
+                room = True
+            else:
+                room = self._room.wait_for(lambda: not self._is_full(), PATIENCE_S)
+        if room == self._paused and self._reading:
+            tps = [TopicPartition(*tp) for tp in self._reading]
+            if room:
+                self._consumer.resume(tps)
+            else:
+                self._consumer.pause(tps)
+            self._paused = not room
+
+    def _is_full(self) -> bool:
+        return (
+            self._waiting_events > FULL_EVENTS or self._waiting_bytes > FULL_BYTES
+        ) and not self._ending.is_set()
+
+    # Records.
+
+    def _hand_over(self, messages: list[Message]) -> None:
+        chunk: dict[TP, list[Message]] = {}
+        for message in messages:
+            if message.error() is not None:
+                self._refused(message.error())
+                continue
+            tp = TP(message.topic(), message.partition())
+            if tp in chunk:
+                chunk[tp].append(message)
+            elif tp in self._reading:
+                # Else it was polled before the partition was given away: another's now.
+                chunk[tp] = [message]
+        reads = [read for tp, records in chunk.items() if (read := self._open(tp, records))]
+        if reads:
+            with self._room:
+                for read in reads:
+                    self._waiting_events += len(read.batch.values) if read.batch else 0
+                    self._waiting_bytes += read.size_bytes
+            self._loop.call_soon_threadsafe(self._take, reads)
+
+    def _open(self, tp: TP, records: list[Message]) -> Read | None:
+        reading = self._reading[tp]
+        wanted = offset_of(reading.position)
+        # After a seek a few records of before may still come.
+        records = [message for message in records if message.offset() >= wanted]
+        if not records:
+            return None
+        start, end = reading.position, position_of(records[-1].offset() + 1)
+        headers = [message.headers() for message in records]
+        gaps: list[Gap] = []
+        columns = _Columns()
+        if not any(headers):
+            columns.add_plain(records, None)
+        else:
+            for message, header in zip(records, headers, strict=True):
+                if packed_count(header):
+                    columns.add_pack(tp, message, reading.highs, gaps)
+                else:
+                    columns.add_plain([message], [header or []])
+        columns.drop_below(start)
+        for gap in gaps:
+            log.error(
+                "%s: what %s sent after %d never came; its sender comes again",
+                tp, gap.origin[0], gap.high,
+            )  # fmt: skip
+        reading.position = end
+        batch = columns.batch(tp, end)
+        return Read(tp, reading.turn, batch, start, end, columns.passed, columns.size_bytes)
+
+    def _refused(self, error: KafkaError) -> None:
+        match error.code():
+            case KafkaError._PARTITION_EOF | KafkaError._TRANSPORT:
+                return
+            case KafkaError._AUTO_OFFSET_RESET | KafkaError.OFFSET_OUT_OF_RANGE:
+                self._fatal = BrokerLost(
+                    f"where this group reads on is no more on the cluster: {error.str()}",
+                    remedy="`streamd check` shows the positions, `streamd reset` begins anew",
+                )
+            case KafkaError.UNKNOWN_TOPIC_OR_PART | KafkaError._UNKNOWN_PARTITION:
+                self._problem(error)
+            case _:
+                if error.fatal():
+                    self._fatal = BrokerLost(f"the consumer cannot go on: {error.str()}")
+                else:
+                    self._problem(error)
+
+    # Commands.
+
+    def _begin(self, tp: TP, turn: int, position: int, highs: Highs) -> None:
+        if tp not in self._assigned:
+            return  # it was given away meanwhile
+        self._reading[tp] = _Reading(turn, position, highs)
+        place = TopicPartition(tp.topic, tp.partition, offset_of(position))
+        deadline = time.monotonic() + SEEK_S
+        while True:
+            try:
+                self._consumer.seek(place)
+                break
+            except KafkaException as error:
+                # A partition that has just been assigned cannot be sought in at once.
+                if time.monotonic() > deadline:
+                    raise BrokerLost(
+                        f"{tp} cannot be read from {place.offset} on: {error.args[0].str()}"
+                    ) from None
+                time.sleep(0.005)
+        if not self._paused:
+            self._consumer.resume([TopicPartition(*tp)])
+
+    def _commit(self, offsets: list[TopicPartition]) -> None:
+        mine = [
+            place for place in offsets if TP(place.topic, place.partition) in self._assigned
+        ]
+        if mine:
+            try:
+                self._consumer.commit(offsets=mine, asynchronous=True)
+            except KafkaException as error:
+                log.debug("the group's offsets were not told: %s", error)
+
+    # Rebalances, inside `poll`.
+
+    def _on_assign(self, consumer: Consumer, gained: list[TopicPartition]) -> None:
+        # An offset of ours is given here only so that none is asked for: it is read after a
+        # seek, once it is known what it has.
+        places = [TopicPartition(place.topic, place.partition, 0) for place in gained]
+        if self._together:
+            consumer.assign(places)
+        else:
+            consumer.incremental_assign(places)
+        if places:
+            consumer.pause(places)
+        self.group_metadata = consumer.consumer_group_metadata()
+        mine = {TP(place.topic, place.partition) for place in gained}
+        self._assigned |= mine
+        asyncio.run_coroutine_threadsafe(self._gaining(mine), self._loop)
+
+    async def _gaining(self, mine: set[TP]) -> None:
+        try:
+            await self._gain(mine)
+        except BaseException as error:
+            self._failed(error)
+
+    def _on_revoke(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
+        self._give_away(consumer, lost, gone=False)
+
+    def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
+        log.warning("the cluster has given %d partitions to others: no sign of life", len(lost))
+        self._give_away(consumer, lost, gone=True)
+
+    def _give_away(self, consumer: Consumer, lost: list[TopicPartition], gone: bool) -> None:
+        mine = {TP(place.topic, place.partition) for place in lost}
+        if not self._ending.is_set():
+            self._await(asyncio.run_coroutine_threadsafe(self._losing(mine, gone), self._loop))
+        self._assigned -= mine
+        for tp in mine:
+            self._reading.pop(tp, None)
+        if self._together:
+            consumer.unassign()
+        elif lost:
+            consumer.incremental_unassign(lost)
+
+    async def _losing(self, mine: set[TP], gone: bool) -> None:
+        await self._lose(mine, gone)
+
+    def _await(self, losing: "Future[None]") -> None:
+        deadline = time.monotonic() + self._bound_s
+        while not losing.done() and time.monotonic() < deadline:
+            self._obey()
+            try:
+                losing.result(0.005)
+            except TimeoutError:
+                continue
+            except StreamdError as error:
+                self._fatal = error
+                return
+        if not losing.done():
+            losing.cancel()
+            self._fatal = BrokerError(
+                f"partitions were to be given away, and were not settled in {self._bound_s:g} s"
+            )
+
+    def _problem(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = BrokerLost(f"the consumer cannot go on: {error.str()}")
+        self.problem, self.problem_at = error.str(), time.monotonic()
+
+    def _statistics(self, text: str) -> None:
+        self.statistics = text
+
+
+class _Columns:
+    """The events of a partition's part of a chunk, gathered."""
+
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+        self.keys: list[bytes | None] = []
+        self.values: list[bytes | None] = []
+        self.stamps: list[float] | Stamps = []
+        self.headers: list[Headers] | None = None
+        self.passed: list[Passed] = []
+        self.size_bytes = 0
+
+    def add_plain(self, records: list[Message], headers: list[Headers] | None) -> None:
+        if not self.values and headers is None:
+            self.stamps = Stamps(records)
+        else:
+            self.stamps = [*self.stamps, *Stamps(records)]
+        self._add_headers(headers, len(records))
+        self.positions += [message.offset() << INDEX_BITS for message in records]
+        self.keys += [message.key() for message in records]
+        values = [message.value() for message in records]
+        self.values += values
+        self.size_bytes += sum(map(len, filter(None, values)))
+
+    def add_pack(self, tp: TP, message: Message, highs: Highs, gaps: list[Gap]) -> None:
+        offset, data = message.offset(), message.value()
+        columns = open_pack(data, tp, offset)
+        first = position_of(offset)
+        count = len(columns.values)
+        kept = [(0, count)]
+        if columns.runs is not None:
+            kept = sift(highs, columns.runs, gaps)
+            self.passed.append(Passed(first, position_of(offset + 1), columns.runs))
+        stamps = stamps_of(columns)
+        assert columns.keys is not None
+        for start, end in kept:
+            self._add_headers(columns.headers and columns.headers[start:end], end - start)
+            self.positions += range(first + start, first + end)
+            self.keys += columns.keys[start:end]
+            self.values += columns.values[start:end]
+            self.stamps = [*self.stamps, *stamps[start:end]]
+        self.size_bytes += len(data)
+
+    def _add_headers(self, headers: list[Headers] | None, count: int) -> None:
+        if headers is not None and self.headers is None:
+            self.headers = [[] for _ in self.values]
+        if self.headers is not None:
+            self.headers += headers if headers is not None else [[] for _ in range(count)]
+
+    def drop_below(self, position: int) -> None:
+        """Leave out the events of a pack that were settled before it was opened again."""
+        if not self.positions or self.positions[0] >= position or not index_of(position):
+            return
+        count = sum(1 for at in self.positions if at < position)
+        for column in (self.positions, self.keys, self.values):
+            del column[:count]
+        self.stamps = list(self.stamps)[count:]
+        if self.headers is not None:
+            del self.headers[:count]
+
+    def batch(self, tp: TP, end: int) -> Batch | None:
+        if not self.values:
+            return None
+        headers = self.headers if self.headers and any(self.headers) else None
+        return Batch(tp, self.positions, self.keys, self.values, self.stamps, headers, end)
+
+
+class Stamps(Sequence[float]):
+    """The timestamps of plain records, asked for one by one: few want them, and they cost."""
+
+    def __init__(self, records: list[Message]) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return Stamps(self._records[index])
+        return self._records[index].timestamp()[1] / 1000
+
+
+def lowest(consumer: Consumer, tps: Iterable[TP]) -> dict[TP, tuple[int, int]]:
+    """The first and the next offset of each partition; blocks."""
+    ends = {}
+    for tp in tps:
+        low, high = consumer.get_watermark_offsets(TopicPartition(*tp), timeout=30)
+        ends[tp] = (max(low, 0), high if high != OFFSET_INVALID else 0)
+    return ends

@@ -1,0 +1,240 @@
+"""Writing to Kafka: what a checkpoint makes durable, without gaps.
+
+All calls are made by the one thread of a session that writes; they block. A delivery error
+leaves a gap that nothing here can close, so it ends the process before it sends more: what is
+in no marker is done again.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, cast
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from streamd.agentproc.broker import Output
+from streamd.agentproc.kafka.options import Options
+from streamd.agentproc.kafka.packs import count_header, cut
+from streamd.agentproc.kafka.sources import Tracer
+from streamd.errors import BrokerLost, Fenced
+from streamd.failpoints import failpoint
+
+log = logging.getLogger(__name__)
+
+STAMP_HEADER = "streamd-stamp"  # of a row that was deleted: it has no value to carry it
+SLOW_FLUSH_S = 10.0
+_TURN_S = 0.2
+
+
+class Row(NamedTuple):
+    """A record of a changelog or of markers."""
+
+    topic: str
+    partition: int
+    key: bytes
+    value: bytes | None
+    stamp: bytes = b""  # where there is no value
+
+
+class Offsets(NamedTuple):
+    """Source offsets that a transaction commits, for the group that read them."""
+
+    partitions: list[TopicPartition]
+    metadata: object  # of the consumer's group
+
+
+class Writer:
+    """One session's producer.
+
+    Args:
+        packed: True for the topics that carry packs.
+    """
+
+    def __init__(self, options: Options, packed: Callable[[str], bool], tracer: Tracer) -> None:
+        self.transactional = "transactional.id" in options
+        self.tracer = tracer
+        self._packed = packed
+        self._errors: list[str] = []
+        self._producer = Producer(
+            {**options, "on_delivery": self._delivered, "error_cb": self._problem}
+        )
+        if self.transactional:
+            self._retrying("the producer cannot start", self._producer.init_transactions)
+
+    def commit(
+        self,
+        outputs: Iterable[Output],
+        rows: Iterable[Row],
+        markers: Iterable[Row],
+        offsets: Offsets | None,
+    ) -> None:
+        """Make all of it durable: outputs and rows first, then the markers that make it count.
+
+        Raises:
+            Fenced: Another process has taken over; nothing counts.
+            BrokerLost: It cannot be known what is durable; this process must end.
+        """
+        if self.transactional:
+            self._transact(outputs, rows, markers, offsets)
+            return
+        failpoint("kafka.before-outputs")
+        for output in outputs:
+            self._send(output)
+        failpoint("kafka.after-outputs")
+        self._put(rows)
+        failpoint("kafka.before-flush")
+        self._flush()
+        failpoint("kafka.before-markers")
+        self._put(markers)
+        failpoint("kafka.before-marker-flush")
+        self._flush()
+        failpoint("kafka.after-markers")
+
+    def put(self, rows: Iterable[Row]) -> None:
+        """Make records durable by themselves. Raises as `commit`."""
+        if self.transactional:
+            self._transact((), rows, (), None)
+        else:
+            self._put(rows)
+            self._flush()
+
+    def close(self) -> None:
+        """Forget what was not made durable."""
+        self._producer.purge()
+        self._producer.flush(1.0)
+
+    # Transactions.
+
+    def _transact(
+        self,
+        outputs: Iterable[Output],
+        rows: Iterable[Row],
+        markers: Iterable[Row],
+        offsets: Offsets | None,
+    ) -> None:
+        producer = self._producer
+        failpoint("kafka.before-begin")
+        self._retrying("a transaction cannot begin", producer.begin_transaction)
+        failpoint("kafka.after-begin")
+        for output in outputs:
+            self._send(output)
+        failpoint("kafka.after-outputs")
+        self._put(rows)
+        self._put(markers)
+        failpoint("kafka.before-offsets")
+        if offsets is not None and offsets.partitions:
+            self._retrying(
+                "a transaction's offsets are refused",
+                lambda: producer.send_offsets_to_transaction(
+                    offsets.partitions, offsets.metadata
+                ),
+            )
+        failpoint("kafka.before-commit")
+        self._retrying("a transaction cannot be committed", producer.commit_transaction)
+        failpoint("kafka.after-commit")
+        self._check()
+
+    def _retrying(self, what: str, call: Callable[[], object]) -> None:
+        while True:
+            try:
+                call()
+                return
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.retriable() and not cause.fatal():
+                    # The same call again carries on where the one before was.
+                    time.sleep(_TURN_S)
+                    continue
+                if cause.code() in (
+                    KafkaError._FENCED,
+                    KafkaError.INVALID_PRODUCER_EPOCH,
+                    KafkaError.ILLEGAL_GENERATION,
+                    KafkaError.UNKNOWN_MEMBER_ID,
+                    KafkaError.FENCED_INSTANCE_ID,
+                ):
+                    raise Fenced(f"{what}: another process took over ({cause.str()})") from None
+                raise BrokerLost(f"{what}: {cause.str()}") from None
+
+    # Records.
+
+    def _send(self, output: Output) -> None:
+        topic, partition = output.tp
+        if self._packed(topic):
+            for count, data in cut(output, self.tracer):
+                self._produce(topic, partition, None, data, count_header(count), None)
+            return
+        headers = output.headers
+        for index, value in enumerate(output.values):
+            self._produce(
+                topic,
+                partition,
+                output.keys[index],
+                value,
+                headers[index] if headers is not None else None,
+                output.timestamps[index],
+            )
+
+    def _put(self, rows: Iterable[Row]) -> None:
+        produce = self._producer.produce
+        for row in rows:
+            topic, partition, key, value, stamp = row
+            if value is None and stamp:
+                self._produce(topic, partition, key, None, [(STAMP_HEADER, stamp)], None)
+                continue
+            try:
+                produce(topic, value, key, partition)
+            except BufferError:
+                self._produce(topic, partition, key, value, None, None)
+
+    def _produce(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]] | None,
+        timestamp: float | None,
+    ) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    value,
+                    key,
+                    partition,
+                    timestamp=0 if timestamp is None else int(timestamp * 1000),
+                    headers=cast(Any, headers),
+                )
+                return
+            except BufferError:
+                self._producer.poll(_TURN_S)
+                self._check()
+            except KafkaException as error:
+                raise BrokerLost(
+                    f"a record for {topic}[{partition}] is refused: {error.args[0].str()}"
+                ) from None
+
+    def _flush(self) -> None:
+        asked_at = time.monotonic()
+        while self._producer.flush(_TURN_S):
+            self._check()
+            if time.monotonic() - asked_at > SLOW_FLUSH_S:
+                log.warning(
+                    "a checkpoint waits for the broker; %d records are not written yet",
+                    len(self._producer),
+                )
+                asked_at = time.monotonic()
+        self._check()
+
+    def _check(self) -> None:
+        if self._errors:
+            raise BrokerLost(f"a record was not written: {self._errors[0]}")
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            where = f"{message.topic()}[{message.partition()}]"
+            self._errors.append(f"{where}: {error.str()}")
+
+    def _problem(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._errors.append(error.str())

@@ -1,0 +1,322 @@
+"""Taking partitions over: what counts of them, and making sure that nothing else ever will.
+
+1. Read the markers to their end: the newest incarnation's last one says what counts.
+2. Read each changelog to its end: rows that count make the table; keys that have later rows,
+   written by an owner that died before its marker, are repaired: the row that counts is written
+   again.
+3. Claim: a marker of the successor incarnation, with the changelogs' ends as its starts. From
+   there on only rows of this incarnation count.
+4. Read the markers again: if somebody else wrote one meanwhile, begin again.
+
+Everything here blocks; it is run in a thread, with a consumer that is in no group, so that no
+rebalance disturbs it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from streamd.agentproc.broker import TP
+from streamd.agentproc.kafka.markers import (
+    STAMP_BYTES,
+    Incarnation,
+    Marker,
+    decode_marker,
+    encode_marker,
+    marker_key,
+    newest,
+)
+from streamd.agentproc.kafka.options import Options
+from streamd.agentproc.kafka.producing import STAMP_HEADER, Row
+from streamd.errors import BrokerError, BrokerLost, Fenced
+from streamd.failpoints import failpoint
+
+log = logging.getLogger(__name__)
+
+CHUNK_RECORDS = 10_000
+QUIET_S = 30.0  # nothing came though something is there
+PROGRESS_S = 1.0
+TRIES = 5
+
+
+@dataclass(slots=True)
+class Taken:
+    """A partition of a group that was taken over."""
+
+    marker: Marker  # this incarnation's claim
+    rows: dict[str, dict[bytes, bytes]]  # table -> key -> value
+    ends: dict[str, int] = field(default_factory=dict)  # changelog -> its end after the claim
+
+
+class Home(NamedTuple):
+    """Where a group keeps what it has."""
+
+    markers: str  # topic
+    changelogs: dict[str, str]  # table -> topic
+    committed: bool  # transactions: what is not committed is never seen
+
+
+class Recovery:
+    """Takes partitions over; made for one such run, and closed after it.
+
+    Args:
+        put: Makes records durable; blocks.
+        progress: Told each second how far it is.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        home: Home,
+        put: Callable[[list[Row]], None],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._home = home
+        self._put = put
+        self._progress = progress
+        self._consumer = Consumer(options)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._consumer.close()
+
+    def take(self, partitions: Iterable[int]) -> dict[int, Taken]:
+        """Take partitions over; what counts of each.
+
+        Raises:
+            Fenced: Others take them over at the same time, again and again.
+            BrokerError: The cluster does not let it.
+        """
+        taken: dict[int, Taken] = {}
+        left = list(partitions)
+        for _ in range(TRIES):
+            if not left:
+                return taken
+            tried = self._take(left)
+            taken |= tried
+            left = [partition for partition in left if partition not in tried]
+            if left:
+                log.warning("partitions %s were written by another owner; trying again", left)
+        if left:
+            raise Fenced(f"the partitions {left} are taken over by another process each time")
+        return taken
+
+    def _take(self, partitions: list[int]) -> dict[int, Taken]:
+        home = self._home
+        ends = self._ends(TP(home.markers, partition) for partition in partitions)
+        found = self._markers(ends)
+        before = {partition: newest(found[partition]) for partition in partitions}
+        tables = self._ends(
+            TP(topic, partition)
+            for topic in home.changelogs.values()
+            for partition in partitions
+        )
+        failpoint("kafka.before-restore")
+        rows, repairs = self._rows(before, tables)
+        failpoint("kafka.before-repair")
+        successors = {p: before[p].incarnation.successor() for p in partitions}
+        self._put(
+            [
+                Row(tp.topic, tp.partition, key, _stamped(value, successors[tp.partition]),
+                    successors[tp.partition].stamp(0))
+                for tp, changed in repairs.items()
+                for key, value in changed.items()
+            ]
+        )  # fmt: skip
+        after = self._ends(tables)
+        taken: dict[int, Taken] = {}
+        claims: list[Row] = []
+        for partition in partitions:
+            logs = {tp.topic: after[tp].high for tp in tables if tp.partition == partition}
+            if not home.committed and any(
+                after[tp].high != tables[tp].high + len(repairs.get(tp, ()))
+                for tp in tables
+                if tp.partition == partition
+            ):
+                continue  # somebody wrote in between
+            claim = msgspec.structs.replace(
+                before[partition],
+                incarnation=successors[partition],
+                number=0,
+                starts=logs,
+                moment=time.time(),
+            )
+            key = marker_key(claim.incarnation)
+            claims.append(Row(home.markers, partition, key, encode_marker(claim)))
+            tables_of = {
+                table: rows[TP(topic, partition)] for table, topic in home.changelogs.items()
+            }
+            taken[partition] = Taken(claim, tables_of, logs)
+        failpoint("kafka.before-claim")
+        self._put(claims)
+        failpoint("kafka.after-claim")
+        self._drop_rivals(taken, ends, before)
+        return taken
+
+    def _drop_rivals(
+        self, taken: dict[int, Taken], ends: "dict[TP, Extent]", before: dict[int, Marker]
+    ) -> None:
+        """See that nobody else wrote a marker since they were read; forget old markers."""
+        home = self._home
+        mine = {tp: extent for tp, extent in ends.items() if tp.partition in taken}
+        again = self._markers({tp: Extent(e.high, self._high(tp)) for tp, e in mine.items()})
+        old: list[Row] = []
+        for partition in list(taken):
+            claim = taken[partition].marker
+            rivals = [m for m in again[partition] if m.incarnation != claim.incarnation]
+            if rivals:
+                del taken[partition]
+            elif before[partition].incarnation.epoch:
+                key = marker_key(before[partition].incarnation)
+                old.append(Row(home.markers, partition, key, None))
+        self._put(old)
+
+    # Reading.
+
+    def _markers(self, extents: "dict[TP, Extent]") -> dict[int, list[Marker]]:
+        found: dict[int, list[Marker]] = {tp.partition: [] for tp in extents}
+        for tp, _, _, value, _ in self._records(extents, "markers"):
+            if value is not None:
+                try:
+                    found[tp.partition].append(decode_marker(value))
+                except msgspec.DecodeError as error:
+                    raise BrokerError(
+                        f"{tp} holds a record that is no marker: {error}",
+                        remedy=f"find who writes to {tp.topic!r}; only streamd does",
+                    ) from None
+        return found
+
+    def _rows(
+        self, before: dict[int, Marker], extents: "dict[TP, Extent]"
+    ) -> tuple[dict[TP, dict[bytes, bytes]], dict[TP, dict[bytes, bytes | None]]]:
+        """The rows that count, and what is to be written again for those that came later."""
+        rows: dict[TP, dict[bytes, bytes]] = {tp: {} for tp in extents}
+        late: dict[TP, set[bytes]] = {tp: set() for tp in extents}
+        own = {p: marker.incarnation.stamp(0)[:8] for p, marker in before.items()}
+        starts = {tp: before[tp.partition].starts.get(tp.topic, 0) for tp in extents}
+        numbers = {p: marker.number for p, marker in before.items()}
+        for tp, offset, key, value, stamp in self._records(extents, "rows"):
+            if offset >= starts[tp] and not self._home.committed:
+                number = int.from_bytes(stamp[8:STAMP_BYTES], "big")
+                if stamp[:8] != own[tp.partition] or number > numbers[tp.partition]:
+                    late[tp].add(key)
+                    continue
+            if value is None:
+                rows[tp].pop(key, None)
+            else:
+                rows[tp][key] = value[STAMP_BYTES:]
+        repairs: dict[TP, dict[bytes, bytes | None]] = {
+            tp: {key: rows[tp].get(key) for key in keys} for tp, keys in late.items() if keys
+        }
+        return rows, repairs
+
+    def _records(
+        self, extents: "dict[TP, Extent]", what: str
+    ) -> "Iterable[tuple[TP, int, bytes, bytes | None, bytes]]":
+        """Every record of the extents: partition, offset, key, value, stamp."""
+        consumer = self._consumer
+        wanted = {tp: extent for tp, extent in extents.items() if extent.low < extent.high}
+        if not wanted:
+            return
+        total = sum(extent.high - extent.low for extent in wanted.values())
+        began_at = told_at = heard_at = time.monotonic()
+        count = 0
+        consumer.assign([TopicPartition(*tp, extent.low) for tp, extent in wanted.items()])
+        tps = {(tp.topic, tp.partition): tp for tp in wanted}
+        while wanted:
+            messages: list[Any] = list(consumer.consume(CHUNK_RECORDS, 0.05))
+            now = time.monotonic()
+            if messages:
+                heard_at = now
+            elif now - heard_at > QUIET_S:
+                log.warning("the cluster has not sent %s of %s for %.0f s", what,
+                            ", ".join(map(str, wanted)), QUIET_S)  # fmt: skip
+                heard_at = now
+            for message in messages:
+                tp = tps[message.topic(), message.partition()]
+                error = message.error()
+                if error is not None:
+                    if error.code() == KafkaError._PARTITION_EOF:
+                        # The end, whatever the last offsets are: they may hold no record.
+                        if message.offset() >= wanted.get(tp, Extent(0, 0)).high:
+                            wanted.pop(tp, None)
+                    elif error.fatal() or error.code() in _HOPELESS:
+                        raise BrokerLost(f"{tp} cannot be read: {error.str()}")
+                    continue
+                offset = message.offset()
+                extent = wanted.get(tp)
+                if extent is None or offset >= extent.high:
+                    wanted.pop(tp, None)
+                    continue
+                value = message.value()
+                if value is not None:
+                    yield tp, offset, message.key(), value, value[:STAMP_BYTES]
+                else:
+                    yield tp, offset, message.key(), None, _stamp_of(message.headers())
+                count += 1
+                if offset + 1 >= extent.high:
+                    del wanted[tp]
+            if now - told_at > PROGRESS_S:
+                told_at = now
+                self._progress(_progress(count, total, now - began_at, what))
+        consumer.unassign()
+
+    def _ends(self, tps: Iterable[TP]) -> "dict[TP, Extent]":
+        return {tp: Extent(*self._watermarks(tp)) for tp in tps}
+
+    def _high(self, tp: TP) -> int:
+        return self._watermarks(tp)[1]
+
+    def _watermarks(self, tp: TP) -> tuple[int, int]:
+        while True:
+            try:
+                low, high = self._consumer.get_watermark_offsets(
+                    TopicPartition(*tp), timeout=10
+                )
+                return low, high
+            except KafkaException as error:
+                cause = error.args[0]
+                if not (cause.retriable() or cause.code() in _PASSING):
+                    raise BrokerError(f"{tp} cannot be read: {cause.str()}") from None
+                self._progress(f"waits for the broker: {cause.str()}")
+
+
+class Extent(NamedTuple):
+    """What a partition holds: from `low` up to, and without, `high`."""
+
+    low: int
+    high: int
+
+
+_HOPELESS = (
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._AUTO_OFFSET_RESET,
+)
+_PASSING = (
+    KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+)
+
+
+def _stamped(value: bytes | None, incarnation: Incarnation) -> bytes | None:
+    return None if value is None else incarnation.stamp(0) + value
+
+
+def _stamp_of(headers: list[tuple[str, bytes]] | None) -> bytes:
+    return next((value for name, value in headers or () if name == STAMP_HEADER), b"")
+
+
+def _progress(count: int, total: int, took_s: float, what: str) -> str:
+    rate = count / took_s if took_s else 0.0
+    left = f", {max(0, total - count) / rate:.0f} s left" if rate else ""
+    return f"recovers {what}: {100 * count / max(1, total):.0f} %, {rate / 1000:.0f} k/s{left}"
