@@ -33,6 +33,7 @@ from streamd.agentproc.broker import (
 )
 from streamd.agentproc.delivery import Actor, Feed, Sent
 from streamd.agentproc.errand import Errand
+from streamd.agentproc.exits import ExitAsked
 from streamd.agentproc.outbox import new_lanes, outputs_of
 from streamd.agentproc.replying import refuse, reply, text_of
 from streamd.agentproc.routing import place_of
@@ -358,13 +359,16 @@ class Engine:
         """The agent's function over its stream; what it yields goes to sinks and askers."""
         if after_s:
             await asyncio.sleep(after_s)
-        outcome = actor.agent(actor.stream)
-        if inspect.isasyncgen(outcome):
-            async with aclosing(outcome):
-                async for value in outcome:
-                    await reply(self.app, actor, value)
-        else:
-            await outcome
+        try:
+            outcome = actor.agent(actor.stream)
+            if inspect.isasyncgen(outcome):
+                async with aclosing(outcome):
+                    async for value in outcome:
+                        await reply(self.app, actor, value)
+            else:
+                await outcome
+        except SystemExit as asked:
+            raise ExitAsked(f"agent {actor.agent.name}", asked) from None
 
     async def _actor_ended(self, task: asyncio.Task[None], index: int) -> None:
         actor = self._actors.pop(task, None)
@@ -560,6 +564,8 @@ class Engine:
 
     async def _failed(self, actor: Actor, index: int, error: BaseException) -> None:
         """An agent raised: take back what no checkpoint holds, and see about the event."""
+        if isinstance(error, ExitAsked):
+            raise error
         events = actor.failed_events()
         actor.abandon()
         self._statistics.errors += 1

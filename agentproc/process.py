@@ -2,8 +2,9 @@
 
 It runs an engine for each group of its plan, the jobs of those groups by the clock, answers on
 its socket, and tells the master how it is. It ends by exactly one of: all engines stopped after
-TERM (0), QUIT (3), the master gone (70), an engine that cannot go on (that error's code), a bug
-(1). There is no other clean-up than the engines': what is in no checkpoint is done again.
+TERM (0), QUIT (3), the master gone (70), an engine that cannot go on (that error's code),
+`sys.exit` of the user's (its code), a bug (1). There is no other clean-up than the engines':
+what is in no checkpoint is done again.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from streamd.agentproc.broker import Broker
 from streamd.agentproc.broker.embedded import EmbeddedBroker
 from streamd.agentproc.broker.memory import MemoryBroker
 from streamd.agentproc.engine import Engine
+from streamd.agentproc.exits import ExitAsked, exit_code_of
 from streamd.agentproc.kafka.installation import installation
 from streamd.agentproc.lookup import RemoteTables
 from streamd.agentproc.reads import CommittedTables, ReadServer
@@ -86,7 +88,11 @@ def run(plan: Plan, app: App, ends: Ends) -> int:
     loop.set_task_factory(task_factory)  # type: ignore[arg-type]
     asyncio.set_event_loop(loop)
     # Never closed: that would wait for threads that the user's code started.
-    return loop.run_until_complete(Process(plan, app, ends).run())
+    try:
+        return loop.run_until_complete(Process(plan, app, ends).run())
+    except SystemExit as asked:
+        # From a task or a callback that the user's code started by itself.
+        return exit_code_of(asked)
 
 
 class Process:
@@ -103,12 +109,13 @@ class Process:
         self._generations: dict[str, int | None] = {plan.group: None for plan in plan.groups}
         self._runs: list[asyncio.Task[None]] = []  # of the engines
         self._answers: Answers | None = None
-        self._schedule = Schedule(app)
+        self._schedule = Schedule(app, self._leave)
         self._remote: RemoteTables | None = None
         self._server: asyncio.Server | None = None
         self._end: asyncio.Future[int] = asyncio.get_event_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._exit_code = EXIT_DONE  # of a warm stop
 
     async def run(self) -> int:
         """Run until something ends it; the exit code."""
@@ -313,7 +320,10 @@ class Process:
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        if isinstance(error, StreamdError):
+        if isinstance(error, ExitAsked):
+            log.warning("%s", error)
+            self._finish(error.code)
+        elif isinstance(error, StreamdError):
             self._tell(Failing(str(error), error.seen, error.remedy, error.exit_code))
             self._finish(error.exit_code)
         else:
@@ -338,7 +348,14 @@ class Process:
             engine.stop()
         if self._runs:
             await asyncio.wait(self._runs)
-        self._finish(EXIT_DONE)
+        self._finish(self._exit_code)
+
+    def _leave(self, asked: ExitAsked) -> None:
+        """A task or a timer called `sys.exit`: keep what it did, and end with its code."""
+        log.warning("%s", asked)
+        if not self._stopping:
+            self._exit_code = asked.code
+            self._stop_warm()
 
     def _stop_cold(self) -> None:
         self._stopping = True

@@ -4,7 +4,7 @@ A task runs once, from the start; when it raises, it is started again after a ba
 and cron jobs are called for each of their moments, one call after another: a moment that
 passed while the last call ran is skipped, never made up for. An exception of a call is logged
 and counted, and the next moment is waited for. A call whose group was rolled back while it ran
-left nothing behind and is made again.
+left nothing behind and is made again. One that calls `sys.exit` ends the process, warm.
 
 `Every` only computes; `Schedule` takes its clocks and its sleep as arguments.
 """
@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streamd.agentproc.engine import RolledBack
+from streamd.agentproc.exits import ExitAsked
 from streamd.cron import Cron, CronClock
 
 log = logging.getLogger(__name__)
@@ -97,10 +98,11 @@ class Clocks:
 class Schedule:
     """The jobs of one process.
 
-    `arguments` is what a function that takes an argument gets: the app.
+    A function that takes an argument gets `app`; `on_exit` is told when one called `sys.exit`.
     """
 
     app: Any
+    on_exit: Callable[[ExitAsked], None]
     clocks: Clocks = field(default_factory=Clocks)
     counters: dict[str, Counters] = field(default_factory=dict)  # by the job's name
 
@@ -147,6 +149,10 @@ class Schedule:
         """How often a job raised."""
         return sum(counters.errors for counters in self.counters.values())
 
+    def _leave(self, asked: ExitAsked) -> None:
+        self._stopping = True  # nothing is called in a process that ends
+        self.on_exit(asked)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         job = self._running.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -163,6 +169,9 @@ class Schedule:
             except RolledBack:
                 counters.repeats += 1
                 continue
+            except ExitAsked as asked:
+                self._leave(asked)
+                return
             except Exception:
                 counters.errors += 1
                 if self.clocks.monotonic() - started_at > MAX_BACKOFF_S:
@@ -214,15 +223,21 @@ class Schedule:
                 return
             except RolledBack:
                 counters.repeats += 1
+            except ExitAsked as asked:
+                self._leave(asked)
+                return
             except Exception:
                 counters.errors += 1
                 log.exception("%s %s failed; it goes on at its next time", job.kind, job.name)
                 return
 
     async def _call(self, job: Job) -> None:
-        result = job.fun(self.app) if takes_app(job.fun) else job.fun()
-        if inspect.isawaitable(result):
-            await result
+        try:
+            result = job.fun(self.app) if takes_app(job.fun) else job.fun()
+            if inspect.isawaitable(result):
+                await result
+        except SystemExit as asked:
+            raise ExitAsked(f"{job.kind} {job.name}", asked) from None
 
 
 def takes_app(fun: Function) -> bool:

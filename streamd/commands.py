@@ -12,8 +12,9 @@ from streamd.errors import AppError
 
 BUILT_IN = frozenset({
     "agents", "check", "completion", "config", "consume", "cron", "demo", "events",
-    "failpoints", "help", "kill", "logs", "models", "ps", "reload", "reset", "restart", "scale",
-    "send", "stacks", "start", "status", "stop", "table", "tables", "topics", "web", "worker",
+    "failpoints", "help", "history", "kill", "logs", "models", "ps", "reload", "reset",
+    "restart", "scale", "send", "stacks", "start", "status", "stop", "table", "tables", "top",
+    "topics", "web", "worker",
 })  # fmt: skip
 """The commands of `streamd` itself, which an app's own cannot replace."""
 

@@ -730,7 +730,8 @@ async def answer(view: type[View], app: Any, request: PageRequest) -> PageReply:
             to_json(fields), 503, headers={"Retry-After": "1"}, content_type="application/json"
         )
         return busy.reply(head=head)
-    except Exception:
+    except (Exception, SystemExit):
+        # A page that calls sys.exit fails like any other: it is not the process's to end.
         id = os.urandom(4).hex()
         log.exception(
             "%s %s failed, which the client knows as %s", asked.method, asked.path, id

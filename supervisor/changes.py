@@ -125,8 +125,11 @@ class Changes:
 
     # What can be asked for.
 
-    def restart(self, names: Sequence[str]) -> Change:
+    def restart(self, names: Sequence[str], *, is_told: bool = False) -> Change:
         """Restart processes, each once the one before it runs.
+
+        Args:
+            is_told: The history knows already why.
 
         Raises:
             StreamdError: The instance is not up.
@@ -139,6 +142,9 @@ class Changes:
                 if child is None:
                     change.say(f"{name} is not there any more")
                     continue
+                if not is_told:
+                    text = f"{child} is drained and restarted: it was asked for"
+                    self._master.registry.note("INFO", "restart", text, name)
                 grace_s = rolling.grace_s(self._fleet)
                 state = await self._fleet.restart(child, grace_s)
                 if state is not State.RUNNING:
@@ -227,6 +233,7 @@ class Changes:
             if step is not None:
                 self._master.registry.note(
                     "INFO",
+                    "scale",
                     f"{load.group} follows its lag: {load.processes} -> {step.processes} "
                     f"processes ({step.reason})",
                 )
@@ -260,7 +267,8 @@ class Changes:
                     seen=error.seen,
                     remedy=error.remedy,
                 ) from error
-            self._master.registry.note("INFO", f"{group} has {_count(processes)}, had {before}")
+            text = f"{group} has {_count(processes)}, had {before}"
+            self._master.registry.note("INFO", "scale", text)
             change.say(f"{group} has {_count(processes)}, had {before}")
             return processes
 
@@ -284,7 +292,7 @@ class Changes:
             reload = Reload(self._fleet, alone=master.is_worker, say=change.say)
             processes = await reload.run()
         except StreamdError as error:
-            master.registry.note("ERROR", f"reload: {error}")
+            master.registry.note("ERROR", "reload", f"reload: {error}")
             raise
         finally:
             if master.phase == "running":
@@ -295,7 +303,7 @@ class Changes:
         for warning in hello.warnings:
             log.warning("%s", warning)
         text = f"{_count(processes)} run{'s' * (processes == 1)} the new code"
-        master.registry.note("INFO", f"reloaded: {text}")
+        master.registry.note("INFO", "reload", f"reloaded: {text}")
         return text
 
     def _begin(self, what: str, work: Callable[[Change], Awaitable[Any]]) -> Change:

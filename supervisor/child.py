@@ -108,7 +108,8 @@ class Child:
         self.state = State.STOPPED
         self.since = time.time()
         self.run: Run | None = None
-        self.restarts = 0
+        self.restarts = 0  # by the policy
+        self.starts = 0  # processes that there were
         self.budget = Restarts()
         self.careful = False  # the last death was of the crash class
         self.hangs = 0  # runs that were ended because they hung

@@ -126,9 +126,11 @@ class Control:
         yield Document(rows)
 
     async def do_events(self, args: dict[str, Any]) -> AsyncIterator[Message]:
-        since = _number(args, "since")
+        since, after = _number(args, "since"), _number(args, "after")
         events = self._master.registry.events
-        yield Document([event for event in events if event["t"] >= since])
+        yield Document(
+            [event for event in events if event["t"] >= since and event["n"] > after]
+        )
 
     async def do_logs(self, args: dict[str, Any]) -> AsyncIterator[Message]:
         wanted = set(_names(args))

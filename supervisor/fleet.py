@@ -34,7 +34,7 @@ from streamd.supervisor.owners import OwnerMap
 from streamd.supervisor.pages import BeatPage, DumpFile
 from streamd.supervisor.policy import Ending, Exit, HangWatch, RestartType, Suspects
 from streamd.supervisor.reaper import Reaper
-from streamd.supervisor.registry import Registry
+from streamd.supervisor.registry import Kind, Registry
 from streamd.supervisor.settings import Settings
 from streamd.supervisor.states import Event, State
 from streamd.supervisor.zygote import Code, ZygoteLink
@@ -382,6 +382,7 @@ class Fleet:
         pidfd = self.reaper.watch(pid, lambda exit: self._on_exit(child, exit))
         run = Run(pid, pidfd, identity_of(pid), logs)
         child.run = run
+        child.starts += 1
         self._registry.started(child.name, run.identity, child.restarts)
         if child.state is State.STOPPING:
             # Told to stop while it was being made.
@@ -395,7 +396,7 @@ class Fleet:
             child.move(Event.EXIT)
             return
         child.move(Event.EXIT)
-        self._decide(child, Ending.DEPENDENCY, uptime_s=0.0, settled=0)
+        self._decide(child, Ending.DEPENDENCY, who=child.name, uptime_s=0.0, settled=0)
 
     # Messages.
 
@@ -506,7 +507,7 @@ class Fleet:
             case Stats():
                 run.stats = message
             case Note():
-                self.note(message.level, f"{child.name}: {message.text}")
+                self.note(message.level, "disk", f"{child.name}: {message.text}", child.name)
             case Draining():
                 run.draining = message.left
             case Failing():
@@ -529,6 +530,10 @@ class Fleet:
         child.move(Event.READY)
         took_s = time.monotonic() - child.run.started_at
         log.info("%s is RUNNING after %.2f s", child, took_s)
+        if child.starts > 1:
+            # The first time, the instance tells for all of them.
+            text = f"{child} runs again after {took_s:.2f} s"
+            self._registry.note("INFO", "start", text, child.name)
 
     def tell_owners(self) -> None:
         """Send the map of owners to everybody who asks owners.
@@ -598,9 +603,9 @@ class Fleet:
         if child.state is State.STARTING:
             self._is_running(child)
 
-    def note(self, level: str, text: str) -> None:
+    def note(self, level: str, kind: Kind, text: str, process: str = "") -> None:
         """Add to the history, and to the log."""
-        self._registry.note(level, text)
+        self._registry.note(level, kind, text, process)
         log.log(logging.getLevelNamesMapping().get(level.upper(), logging.INFO), "%s", text)
 
     # Ends.
@@ -664,9 +669,13 @@ class Fleet:
         child.careful = policy.is_crash(ending) or (child.careful and settled == 0)
         if run.killed_as is Ending.HANG and child.kind != "zygote":
             child.hangs += 1
-        self._decide(child, ending, uptime_s=uptime_s, settled=settled)
+        who = f"{child.name} (pid {run.pid})"
+        self._decide(child, ending, who=who, uptime_s=uptime_s, settled=settled)
 
-    def _decide(self, child: Child, ending: Ending, *, uptime_s: float, settled: int) -> None:
+    def _decide(
+        self, child: Child, ending: Ending, *, who: str, uptime_s: float, settled: int
+    ) -> None:
+        """Say what becomes of a child that ended; `who` names the process that it was."""
         if child.kind == "canary" or (child.kind == "zygote" and len(self.codes) > 1):
             child.move(Event.STOP)
             for code in self.codes:
@@ -683,26 +692,36 @@ class Fleet:
             random=random.random(),
             type=self.restart_type(child),
         )
+        kind: Kind = "memory" if ending is Ending.OUT_OF_MEMORY else "restart"
+        ended = f"{who} {child.last_exit}"
         if not self.restarting:
             child.move(Event.STOP)
         elif decision.done:
             child.move(Event.STOP)
-            self.note("INFO", f"{child.name} is not restarted: {decision.reason}")
+            log.info("%s is not restarted: %s", child.name, decision.reason)
+            text = f"{ended}; it is not restarted: {decision.reason}"
+            self._registry.note("INFO", "exit", text, child.name)
         elif not decision.restart:
             self._give_up(child, decision, time.time() - uptime_s)
         elif (others := self._dying_with(child)) and self._together_over.is_set():
             child.move(Event.DELAY)
             self._together_over.clear()
             names = ", ".join(other.name for other in others)
-            self.note("WARNING", f"{child.name} died; restarted with it: {names}")
+            log.warning("%s died; restarted with it: %s", child.name, names)
+            text = f"{ended}; restarted with it, since strategy says so: {names}"
+            self._registry.note("WARNING", kind, text, child.name)
             self.spawn_task(
                 self._restart_together(child, decision.delay_s),
                 f"restart with {child.name}",
             )
         elif decision.delay_s == 0.0:
+            text = f"{ended}; restarted at once: {decision.reason}"
+            self._registry.note("WARNING", kind, text, child.name)
             child.restarts += 1
             self.start(child, Event.RESTART)
         else:
+            text = f"{ended}; restarted in {decision.delay_s:.1f} s: {decision.reason}"
+            self._registry.note("WARNING", kind, text, child.name)
             child.move(Event.DELAY)
             log.warning(
                 "%s is restarted in %.1f s (%s)", child.name, decision.delay_s, decision.reason
@@ -718,7 +737,7 @@ class Fleet:
         text = f"{child.name} is FATAL: {decision.reason}; last: {child.last_exit}"
         if child.last_lines:
             text += "\nits last lines:\n" + "\n".join(child.last_lines)
-        self.note("ERROR", text)
+        self.note("ERROR", "fatal", text, child.name)
         retry_s = self.settings.fatal_retry_s if self.settings is not None else 0.0
         if decision.probe and retry_s > 0.0:
             self._call_at(child, retry_s, self._probe)
@@ -732,7 +751,8 @@ class Fleet:
     def _probe(self, child: Child, due: float) -> None:
         """Try once more what was given up."""
         if child.state is State.FATAL and child.retry_at == due and self.restarting:
-            self.note("INFO", f"{child.name} was given up; it is tried once more")
+            text = f"{child.name} was given up; it is tried once more"
+            self.note("INFO", "restart", text, child.name)
             child.budget.probing = True
             child.restarts += 1
             self.start(child)
@@ -814,8 +834,10 @@ class Fleet:
             child.budget.blame_event()
             self.note(
                 "ERROR",
+                "park",
                 f"{parked.agent}: {parked.topic}[{parked.partition}]@{parked.position} took "
                 f"its process down {parked.deaths} times: it goes to the dead letters",
+                child.name,
             )
 
     # Stopping.

@@ -294,7 +294,12 @@ class Master:
         self.changes.open()
         self.notify.ready(self.snapshots.sentence(self.phase))
         self._progress.tell_ready(self._record.web)
-        self.registry.note("INFO", f"started by {self._spec.mode}")
+        self.registry.note(
+            "INFO",
+            "start",
+            f"started by {self._spec.mode}: pid {os.getpid()}, {len(fleet.children)} processes "
+            f"after {self._progress.after_s:.1f} s",
+        )
         where = f" {self._record.web}/" if self._record.web.startswith("http") else ""
         log.info(
             "%s is ready after %.1f s.%s %s",
@@ -385,7 +390,7 @@ class Master:
 
     def _stop(self, why: str) -> None:
         if self.phase != "stopping":
-            self.registry.note("INFO", why)
+            self.registry.note("INFO", "stop", why)
         self.phase = "stopping"
         self.fleet.restarting = False
         self.changes.give_up()
@@ -483,7 +488,7 @@ class Master:
             if path.is_socket():
                 path.unlink(missing_ok=True)
         took_s = time.monotonic() - self._began_at
-        self.registry.note("INFO", f"ended with {self._exit_code} after {took_s:.0f} s")
+        self.registry.note("INFO", "stop", f"ended with {self._exit_code} after {took_s:.0f} s")
         self.registry.close(0.2)
         words = {EXIT_WARM: "warm", EXIT_COLD: "cold"}
         how = words.get(self._exit_code or 0, f"with exit code {self._exit_code}")

@@ -113,20 +113,24 @@ class Recycling:
         if verdict is Verdict.USELESS:
             self._fleet.note(
                 "ERROR",
+                "memory",
                 f"{child} has {_mib(size_bytes)} of private memory as soon as it runs; its "
                 f"limit is {_mib(limit)}: replacing it does not help, so it is left alone: "
                 "raise max_memory",
+                child.name,
             )
         elif self._changes.is_idle:
             # Else at the next look: one change at a time, so never two at once.
             self._fleet.note(
                 "INFO",
+                "memory",
                 f"{child} has {_mib(size_bytes)} of private memory, over its limit of "
                 f"{_mib(limit)}: it is drained and replaced",
+                child.name,
             )
             child.recycles += 1
             self._replaced.add(child.name)
-            self._changes.restart([child.name])
+            self._changes.restart([child.name], is_told=True)
 
 
 def _mib(size_bytes: int) -> str:

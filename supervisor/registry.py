@@ -10,12 +10,14 @@ import contextlib
 import logging
 import sqlite3
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from sqlitedict import SqliteDict
 
+from streamd.errors import StreamdError
 from streamd.instance import Identity
 from streamd.secrets import mask
 
@@ -24,6 +26,22 @@ log = logging.getLogger(__name__)
 TABLE = "registry"
 MAX_QUEUE = 1_000
 MAX_EVENTS = 1_000
+FIELDS = ("n", "t", "level", "kind", "process", "text")
+
+Kind = Literal[
+    "start",  # of the instance, and of a process that had ended before
+    "exit",  # a process ended, and stays so
+    "restart",  # a process ended, and is started again; or somebody asked for it
+    "fatal",  # a process is given up
+    "hang",
+    "memory",  # out of it; or replaced since it had grown
+    "park",  # an event took its process down too often
+    "reload",
+    "scale",
+    "disk",
+    "stray",  # what a process left behind
+    "stop",  # of the instance
+]
 
 
 class Registry:
@@ -31,7 +49,8 @@ class Registry:
 
     def __init__(self) -> None:
         self.last_exits: dict[str, str] = {}  # process -> how its last run ended, from before
-        self.events: list[dict[str, Any]] = []  # "t", "level", "text"; the oldest first
+        self.events: list[dict[str, Any]] = []  # with FIELDS; the oldest first
+        self._early: dict[str, dict[str, Any]] | None = {}  # written before there was a file
         self._path = Path()
         self._rows: SqliteDict | None = None
         self._number = 0
@@ -42,6 +61,7 @@ class Registry:
         """Read what `path` holds and write to it from now on; never raises for its sake."""
         self._path = path
         early, self.events = self.events, []
+        rows, self._early = self._early or {}, None
         try:
             self._load()
             self._rows = SqliteDict(
@@ -57,18 +77,30 @@ class Registry:
             self._rows.conn.execute("PRAGMA synchronous=NORMAL")
         except Exception as error:
             self._give_up(error)
+        for key, value in rows.items():
+            self._write(key, value)
         for event in early:
+            # Numbered anew, after what the file holds.
             self._add(event)
 
-    def note(self, level: str, text: str) -> None:
-        """Add an event to the history."""
-        self._add({"t": time.time(), "level": level, "text": mask(text)})
+    def note(self, level: str, kind: Kind, text: str, process: str = "") -> None:
+        """Add an event to the history.
+
+        Args:
+            process: Which one it is about, "" for the whole instance.
+        """
+        text = mask(text)
+        self._add(
+            {"t": time.time(), "level": level, "kind": kind, "process": process, "text": text}
+        )
 
     def _add(self, event: dict[str, Any]) -> None:
+        self._number += 1
+        event["n"] = self._number
         self.events.append(event)
         del self.events[:-MAX_EVENTS]
-        self._number += 1
-        self._write(f"event/{self._number % MAX_EVENTS:04d}", {**event, "n": self._number})
+        if self._early is None:
+            self._write(f"event/{self._number % MAX_EVENTS:04d}", event)
 
     def started(self, process: str, identity: Identity, restarts: int) -> None:
         """Write down who runs."""
@@ -117,26 +149,16 @@ class Registry:
             )
             connection.execute(f'DELETE FROM "{TABLE}" WHERE 0')
             connection.commit()
-            rows = connection.execute(
-                f'SELECT key, value FROM "{TABLE}" LIMIT {4 * MAX_EVENTS}'
-            ).fetchall()
+            history = _history(connection)
         finally:
             connection.close()
-        events = []
-        for key, value in rows:
-            kind, _, name = key.partition("/")
-            row = msgspec.json.decode(value)
-            if kind == "event":
-                events.append(row)
-            elif kind == "exit":
-                self.last_exits[name] = row["how"]
-        events.sort(key=lambda event: event["n"])
-        self._number = events[-1]["n"] if events else 0
-        self.events = [
-            {name: event[name] for name in ("t", "level", "text")} for event in events
-        ]
+        self.last_exits = {name: row["how"] for name, row in history.exits.items()}
+        self.events = history.events
+        self._number = self.events[-1]["n"] if self.events else 0
 
     def _write(self, key: str, value: dict[str, Any]) -> None:
+        if self._early is not None:
+            self._early[key] = value
         if not self._usable():
             return
         assert self._rows is not None
@@ -175,3 +197,56 @@ class Registry:
             with contextlib.suppress(OSError):
                 self._path.rename(self._path.with_suffix(".damaged"))
         self._rows = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a registry holds."""
+
+    events: list[dict[str, Any]]  # with FIELDS; the oldest first
+    starts: dict[str, dict[str, Any]]  # process -> its last start: "pid", "restarts", "t" …
+    exits: dict[str, dict[str, Any]]  # process -> its last end: "how", "t"
+
+
+def read_history(path: Path) -> History:
+    """What the registry at `path` holds, whether a master writes to it or none lives.
+
+    Raises:
+        StreamdError: There is none, or it cannot be read.
+    """
+    if not path.exists():
+        raise StreamdError(
+            f"there is no history at {path}",
+            remedy="name the data directory with -D, or the instance with --name",
+        )
+    try:
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0
+        )
+        try:
+            return _history(connection)
+        finally:
+            connection.close()
+    except (sqlite3.Error, msgspec.DecodeError, KeyError) as error:
+        raise StreamdError(
+            f"the history {path} cannot be read: {error}",
+            remedy="it is moved away at the next start, which begins a new one",
+        ) from error
+
+
+def _history(connection: sqlite3.Connection) -> History:
+    rows = connection.execute(
+        f'SELECT key, value FROM "{TABLE}" LIMIT {4 * MAX_EVENTS}'
+    ).fetchall()
+    history = History([], {}, {})
+    for key, value in rows:
+        kind, _, name = key.partition("/")
+        row = msgspec.json.decode(value)
+        if kind == "event":
+            history.events.append({field: row.get(field, "") for field in FIELDS})
+        elif kind == "process":
+            history.starts[name] = row
+        elif kind == "exit":
+            history.exits[name] = row
+    history.events.sort(key=lambda event: event["n"])
+    return history

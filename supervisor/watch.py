@@ -83,7 +83,8 @@ class Watch:
         if was_late:
             oldest.asked_at = now
         elif 0.0 < fleet.settings.hang_limit_s < now - oldest.asked_at:
-            fleet.note("ERROR", f"{child} did not fork {oldest.child.name}; it is replaced")
+            text = f"{child} did not fork {oldest.child.name}; it is replaced"
+            fleet.note("ERROR", "hang", text, child.name)
             fleet.kill(child, "it did not fork")
 
     def _look_at_holder(self) -> None:
@@ -125,7 +126,9 @@ class Watch:
             reason = f"its kernel state is {state}"
         self._fleet.note(
             "ERROR",
+            "hang",
             f"{child} hangs: {text}, {reason}; it is killed and restarted",
+            child.name,
         )
         log.error("stacks of %s before it was killed:\n%s", child.name, dump)
         run.signal(signal.SIGKILL)

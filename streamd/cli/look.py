@@ -1,4 +1,4 @@
-"""`status`, `ps`, `logs`, `events`, `stacks` and `web`: what an instance tells of itself."""
+"""`status`, `ps`, `logs`, `stacks` and `web`: what an instance tells of itself."""
 
 import asyncio
 import datetime
@@ -70,60 +70,92 @@ status_command = Command("status", callback=status, help=status.__doc__)
 
 
 def ps() -> None:
-    """Show the processes with CPU, memory and restarts."""
+    """Show the tree of processes with CPU, private memory, restarts and partitions."""
     folder = target.folder_of(given())
     answer = target.wait(target.ask(folder, "ps"))
     processes = answer_rows(answer, "processes")
     if given().json:
         output.say_json({"schema": "streamd.ps/1", "processes": processes})
     else:
-        output.say(
-            output.columns(
-                list(process_rows(processes, time.time())),
-                ["process", "pid", "state", "up", "cpu%", "rss", "restarts", "partitions"],
-                right=[1, 4, 5, 6],
-            )
-        )
+        rows = process_rows(processes, time.time())
+        output.say(output.columns(list(rows), PROCESS_COLUMNS, right=PROCESS_NUMBERS))
+
+
+PROCESS_COLUMNS = [
+    "process", "pid", "state", "up", "cpu%", "private", "rss", "restarts", "partitions",
+    "last end",
+]  # fmt: skip
+PROCESS_NUMBERS = [1, 4, 5, 6, 7]  # the columns that stand on the right
 
 
 def process_rows(processes: list[dict[str, Any]], now: float) -> Iterator[list[Any]]:
     """A row for each process, drawn as the tree that they are, strays below their parent."""
-    heads = [process for process in processes if process["kind"] in ("guardian", "master")]
-    rest = [process for process in processes if process not in heads]
-    for process in heads:
-        yield _process_row("", process, now)
-        yield from _stray_rows("", process)
-    for index, process in enumerate(rest):
-        last = index == len(rest) - 1
-        yield _process_row("└ " if last else "├ ", process, now)
-        yield from _stray_rows("  " if last else "│ ", process)
+    above = [process for process in processes if process["kind"] in ("guardian", "master")]
+    below = [process for process in processes if process not in above]
+    for depth, process in enumerate(above):
+        yield process_row("└ " * bool(depth), process, now)
+    branches = [("  " * (len(above) - 1), process) for process in below]
+    for index, (indent, process) in enumerate(branches):
+        last = index == len(branches) - 1
+        yield process_row(indent + ("└ " if last else "├ "), process, now)
+        yield from _stray_rows(indent + ("  " if last else "│ "), process)
+    for process in above:
+        yield from _stray_rows("  ", process)
 
 
-def _process_row(branch: str, process: dict[str, Any], now: float) -> list[Any]:
+def process_row(branch: str, process: dict[str, Any], now: float) -> list[Any]:
+    """The cells of `PROCESS_COLUMNS`; a process that is none has no figures."""
     state = process["state"].lower()
     retry_in_s = process.get("retry_in_s")
     since = process.get("since")
     up = f"in {retry_in_s:.0f} s" if retry_in_s else since and output.duration(now - since)
-    partitions = process.get("partitions") or []
+    pid = process.get("pid") or None
+    # Large figures are read by turns: 0 is one that has not been read.
+    private = process.get("private_bytes") or None
     cpu = process.get("cpu_percent")
     return [
         branch + process["name"],
-        process.get("pid") or None,
+        pid,
         output.colored(state, state),
         up or None,
-        None if cpu is None else f"{cpu:.1f}",
-        output.size(process.get("rss_bytes")),
+        None if cpu is None or pid is None else f"{cpu:.1f}",
+        output.size(private if pid else None),
+        output.size(process.get("rss_bytes") if pid else None),
         process.get("restarts") or 0,
-        " ".join(map(str, partitions)) or None,
+        spans(process.get("partitions") or []) or None,
+        _last_end(process),
     ]
+
+
+def _last_end(process: dict[str, Any]) -> str | None:
+    """How it ended last, where that was in this life of the instance."""
+    ended = process.get("restarts") or process["state"] in ("BACKOFF", "FATAL", "STOPPED")
+    return process.get("last_exit") if ended else None
+
+
+def spans(numbers: list[int]) -> str:
+    """Numbers in few characters, as a terminal is narrow.
+
+    >>> spans([0, 2]), spans([0, 1, 2, 3, 7]), spans([])
+    ('0 2', '0-3 7', '')
+    """
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return " ".join(
+        str(first) if first == last else f"{first}{'-' if last - first > 1 else ' '}{last}"
+        for first, last in runs
+    )
 
 
 def _stray_rows(branch: str, process: dict[str, Any]) -> Iterator[list[Any]]:
     for stray in process.get("strays") or ():
-        described = stray if isinstance(stray, dict) else {"pid": stray}
-        name = described.get("name") or "?"
-        rss = output.size(described.get("rss_bytes"))
-        yield [f"{branch}└ {name}", described["pid"], "stray", None, None, rss, None, None]
+        name = f"{branch}└ {stray['name']}"
+        private, rss = (output.size(stray.get(key)) for key in ("private_bytes", "rss_bytes"))
+        yield [name, stray["pid"], "stray", None, None, private, rss, None, None, None]
 
 
 ps_command = Command("ps", callback=ps, help=ps.__doc__)
@@ -234,42 +266,6 @@ logs_command = Command(
         click.Option(["--since"], type=MOMENT, help="15m, 2h or an ISO time."),
         click.Option(["--level"], type=LOG_LEVEL, help="Least level to show."),
         click.Option(["--grep"], metavar="REGEX", help="Only lines that match."),
-    ],
-)
-
-
-def events(follow: bool, since: float) -> None:
-    """Show what happened: starts, exits, restarts, actions."""
-    folder = target.folder_of(given())
-    asyncio.run(_show_events(folder, since, follow))
-
-
-async def _show_events(folder: Any, since: float, follow: bool) -> None:
-    last = since
-    while True:
-        answer = await target.ask(folder, "events", since=last)
-        for event in answer_rows(answer, "events"):
-            if event["t"] > last or last == since:
-                show_line(event)
-            last = max(last, event["t"])
-        if not follow:
-            return
-        await asyncio.sleep(0.5)
-
-
-events_command = Command(
-    "events",
-    callback=events,
-    help=events.__doc__,
-    params=[
-        click.Option(["-f", "--follow"], is_flag=True, help="Go on as they come."),
-        click.Option(
-            ["--since"],
-            type=MOMENT,
-            default="1h",
-            show_default=True,
-            help="15m, 2h or an ISO time.",
-        ),
     ],
 )
 

@@ -38,9 +38,20 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Look": {
         "status": ("look", "Show health at a glance; exits 3 when not running."),
-        "ps": ("look", "Show the processes with CPU, memory and restarts."),
+        "ps": (
+            "look",
+            "Show the tree of processes with CPU, private memory, restarts and partitions.",
+        ),
+        "top": ("top", "Watch the processes and agents, those that use most first."),
         "logs": ("look", "Show or follow log lines."),
-        "events": ("look", "Show what happened: starts, exits, restarts, actions."),
+        "events": (
+            "happened",
+            "Show what happened: starts, restarts with the reason, hangs, scales, reloads.",
+        ),
+        "history": (
+            "happened",
+            "Show how processes started and ended and what happened, also where nothing runs.",
+        ),
         "stacks": ("look", "Show what each process does now: stacks of tasks and threads."),
         "web": ("look", "Print the address of the stats page."),
     },

@@ -4,20 +4,16 @@ import contextlib
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+from cli_place import Place, eventually, place
 
-from streamd.instance import Folder, identify
-
-REPOSITORY = Path(__file__).parents[2]
+from streamd.instance import identify
 
 PROJ = '''
 import asyncio
@@ -73,97 +69,19 @@ if __name__ == "__main__":
 '''
 
 
-class Place:
-    """A project folder and a runtime folder of its own, and `streamd` run there."""
-
-    def __init__(self, folder: Path, runtime: Path) -> None:
-        self.folder = folder
-        self.runtime = runtime
-        clean = {name: text for name, text in os.environ.items() if "STREAMD_" not in name}
-        self.environment = {
-            **clean,
-            "PYTHONPATH": str(REPOSITORY),
-            "STREAMD_RUNTIME_DIR": str(runtime),
-        }
-
-    def command(self, line: str | Sequence[str]) -> list[str]:
-        words = line.split() if isinstance(line, str) else list(line)
-        return [sys.executable, "-m", "streamd", *words]
-
-    def run(
-        self, line: str | Sequence[str], input: str = ""
-    ) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            self.command(line),
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            input=input,
-        )
-
-    def spawn(self, line: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            self.command(line),
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def folder_of(self, name: str) -> Folder:
-        return Folder(self.runtime / name)
-
-    def is_free(self, name: str) -> bool:
-        lock = self.folder_of(name).try_lock()
-        if lock is not None:
-            os.close(lock)
-        return lock is not None
-
-    def runs(self) -> bool:
-        """True once the only instance is ready."""
-        return '"state": "running"' in self.run("status --json").stdout
-
-    def end_all(self) -> None:
-        self.run("kill --tree --all --yes")
-
-
-@contextlib.contextmanager
-def place(source: str = PROJ) -> Iterator[Place]:
-    runtime = Path(tempfile.mkdtemp(prefix="cli-", dir="/tmp"))
-    folder = runtime / "site"
-    folder.mkdir()
-    (folder / "proj.py").write_text(source)
-    here = Place(folder, runtime / "run")
-    try:
-        yield here
-    finally:
-        here.end_all()
-        shutil.rmtree(runtime)
-
-
 @pytest.fixture
 def here() -> Iterator[Place]:
-    with place() as found:
+    with place(PROJ) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Place]:
     """An instance that runs, which the tests that use it leave as it is."""
-    with place() as found:
+    with place(PROJ) as found:
         started = found.run("start -A proj -p 0 --datadir data")
         assert started.returncode == 0, started.stderr
         yield found
-
-
-def eventually(condition: Callable[[], object], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
 
 
 # Start and stop.
@@ -288,7 +206,7 @@ def test_a_wrong_setting_is_told_by_start(here: Place) -> None:
 def test_a_taken_port_is_told_by_start(running: Place) -> None:
     web = running.run("web").stdout.strip()
 
-    with place() as other:
+    with place(PROJ) as other:
         failed = other.run(f"start -A proj -p {web.rpartition(':')[2]}")
 
     assert failed.returncode == 75
@@ -424,13 +342,15 @@ def test_ps_shows_every_process_in_columns(running: Place) -> None:
     lines = running.run("ps").stdout.splitlines()
 
     assert lines[0].split() == [
-        "process", "pid", "state", "up", "cpu%", "rss", "restarts", "partitions",
+        "process", "pid", "state", "up", "cpu%", "private", "rss", "restarts", "partitions",
+        "last", "end",
     ]  # fmt: skip
-    assert [line.split()[0] for line in lines[1:3]] == ["guardian", "master"]
-    assert lines[-1].startswith("└ ")
-    (row,) = [line for line in lines if "count_words#0" in line]
+    assert lines[1].startswith("guardian ")
+    assert lines[2].startswith("└ master ")
+    assert lines[-1].startswith("  └ web ")
+    (row,) = [line for line in lines if "  ├ count_words#0 " in line]
     assert "running" in row
-    assert row.endswith("0 1")
+    assert row.endswith("0  0 1         -")
 
 
 def test_logs_are_filtered(running: Place) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import heapq
 import itertools
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamd.agentproc.engine import RolledBack
+from streamd.agentproc.exits import ExitAsked
 from streamd.agentproc.schedule import (
     MAX_BACKOFF_S,
     Clocks,
@@ -85,10 +87,15 @@ class Scopes:
             self.open -= 1
 
 
+left: list[ExitAsked] = []
+
+
 def run(scenario: Callable[[FakeTime, Schedule], Awaitable[None]], app: Any = None) -> Schedule:
+    left.clear()
+
     async def main() -> Schedule:
         time = FakeTime()
-        schedule = Schedule(app, time.clocks())
+        schedule = Schedule(app, left.append, time.clocks())
         await scenario(time, schedule)
         await schedule.abort()
         return schedule
@@ -110,6 +117,24 @@ def test_timer_is_first_called_after_one_interval_and_then_on_its_grid() -> None
     run(scenario)
 
     assert at == [1010.0, 1020.0, 1030.0]
+
+
+def test_sys_exit_of_a_timer_is_told_and_the_timer_is_not_called_again() -> None:
+    calls: list[int] = []
+
+    async def scenario(time: FakeTime, schedule: Schedule) -> None:
+        def leaves() -> None:
+            calls.append(1)
+            sys.exit(7)
+
+        schedule.start([timer(leaves, 1.0)])
+        await time.advance(3.5)
+
+    run(scenario)
+
+    assert calls == [1]
+    assert [asked.code for asked in left] == [7]
+    assert str(left[0]) == "timer tick ended its process with exit code 7"
 
 
 def test_slow_call_is_never_overlapped_and_what_it_missed_is_skipped() -> None:

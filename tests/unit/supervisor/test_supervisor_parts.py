@@ -59,11 +59,11 @@ def test_owners_grow_a_generation_with_each_change_and_no_other() -> None:
 
 def test_the_registry_remembers_over_a_restart(tmp_path: Path) -> None:
     first = Registry()
-    first.note("INFO", "before it had a file")
+    first.note("INFO", "start", "before it had a file")
     first.open(tmp_path / "registry.db")
     first.started("count#0", identify(os.getpid()), 3)
     first.ended("count#0", "exited with 5")
-    first.note("ERROR", "after it")
+    first.note("ERROR", "stop", "after it")
     first.close(5.0)
 
     second = Registry()
@@ -79,7 +79,7 @@ def test_history_has_an_end(tmp_path: Path) -> None:
         if number % 500 == 0:
             registry = Registry()
             registry.open(tmp_path / "registry.db")
-        registry.note("INFO", str(number))
+        registry.note("INFO", "start", str(number))
         if number % 500 == 499:
             registry.close(5.0)
 
@@ -97,7 +97,7 @@ def test_a_damaged_registry_costs_history_only(tmp_path: Path, content: bytes) -
 
     registry = Registry()
     registry.open(path)
-    registry.note("INFO", "goes on")
+    registry.note("INFO", "start", "goes on")
     registry.commit()
     registry.close(1.0)
 
@@ -113,7 +113,7 @@ def test_a_registry_that_is_locked_is_not_waited_for(tmp_path: Path) -> None:
 
     registry = Registry()
     registry.open(path)
-    registry.note("INFO", "goes on")
+    registry.note("INFO", "start", "goes on")
 
     assert len(registry.events) == 1
     registry.close(1.0)
