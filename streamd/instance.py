@@ -48,6 +48,7 @@ class InstanceRecord(msgspec.Struct, frozen=True):
     version: str
     unit: str = ""  # systemd's unit, when it runs this instance
     cgroup: str = ""  # the folder of the control group of the tree, where it has one
+    stopping: bool = False  # it was told to stop; once the lock is free it has
 
 
 class StartSpec(msgspec.Struct, frozen=True):

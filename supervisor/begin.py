@@ -23,7 +23,7 @@ EXIT_BUG = 70
 
 def main() -> NoReturn:
     """Run the master with the descriptors of the arguments."""
-    spec_fd, _, ready_fd = (int(argument) for argument in sys.argv[1:4])
+    spec_fd, lock_fd, ready_fd = (int(argument) for argument in sys.argv[1:4])
     guardian = int(os.environ["STREAMD_GUARDIAN"])
     follow_guardian(guardian)
     if cgroup := os.environ["STREAMD_CGROUP"]:
@@ -36,7 +36,7 @@ def main() -> NoReturn:
         limits.prepare(spec)
         # Who changes his user loses the signal of his parent's death.
         follow_guardian(guardian)
-        code = asyncio.run(run(spec, progress))
+        code = asyncio.run(run(spec, lock_fd, progress))
     except StreamdError as error:
         progress.tell_error(error)
         code = error.exit_code
@@ -49,12 +49,12 @@ def main() -> NoReturn:
     os._exit(code)
 
 
-async def run(spec: StartSpec, progress: Progress) -> int:
+async def run(spec: StartSpec, lock_fd: int, progress: Progress) -> int:
     """Make a master and run it."""
     task = asyncio.current_task()
     assert task is not None
     task.set_name("master")
-    return await Master(spec, progress, dict(os.environ)).run()
+    return await Master(spec, lock_fd, progress, dict(os.environ)).run()
 
 
 def follow_guardian(guardian: int) -> None:

@@ -1,9 +1,11 @@
-"""What an instance claims on its host: the data directory and the web port.
+"""What an instance claims on its host: its name, the data directory and the web port.
 
-Both are claimed by the master and held until its end, so that a second instance is refused
-before it has started anything, and a web process can be replaced without closing the port.
+They are held by the master until its end, so that a second instance is refused before it has
+started anything, and a web process can be replaced without closing the port. The name is
+claimed by the command line, which takes `tree.lock` and leaves it to the tree.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -11,9 +13,42 @@ import socket
 from pathlib import Path
 
 from streamd.errors import Busy, ConfigError, NotPermitted, StreamdError
-from streamd.instance import InstanceRecord, folders
+from streamd.instance import Folder, InstanceRecord, folders
 
 LISTEN_BACKLOG = 1024
+
+
+class TreeLock:
+    """`tree.lock` as the master has it: an open file, and the name that others look at.
+
+    Args:
+        fd: The descriptor that every process of the tree inherits.
+    """
+
+    def __init__(self, folder: Folder, fd: int) -> None:
+        self._folder = folder
+        self._fd = fd
+
+    def keep(self) -> bool:
+        """Make the file anew if somebody has deleted it; True if it was made.
+
+        Only the master and what it starts from now on hold the new one. Where another start
+        has it just now the next call makes it: that start is refused by `instance.json`.
+
+        Raises:
+            OSError: The runtime folder is gone.
+        """
+        held = os.fstat(self._fd)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(held, self._folder.lock_path.stat()):
+                return False
+        made = self._folder.try_lock()
+        if made is None:
+            return False
+        os.pwrite(made, os.pread(self._fd, held.st_size, 0), 0)
+        os.dup2(made, self._fd)
+        os.close(made)
+        return True
 
 
 def claim_datadir(path: Path, name: str) -> int:

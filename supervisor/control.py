@@ -164,8 +164,9 @@ class Control:
         mode = args.get("mode", "warm")
         if mode not in ("warm", "cold"):
             raise UsageError(f"stop is warm or cold, not {mode!r}")
+        already = self._master.phase == "stopping"
         self._master.enqueue(signal.SIGTERM if mode == "warm" else signal.SIGQUIT)
-        yield Document({"stopping": mode})
+        yield Document({"stopping": mode, "already": already})
         while args.get("wait"):
             # The end of the connection is the end of the instance.
             await asyncio.sleep(0.5)

@@ -110,7 +110,15 @@ class Guardian:
                 os.close(fd)
 
     def _master_status(self) -> "os.waitid_result | None":
-        return os.waitid(os.P_PID, self._master, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        """How the master ended; None: it lives. Orphans that have come here are reaped.
+
+        As process 1 of a container the guardian gets whatever anybody leaves behind in it.
+        """
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == self._master:
+                return ended
+            os.waitpid(ended.si_pid, 0)
+        return None
 
     def _pass_on(self, number: int) -> None:
         if number == signal.SIGINT:

@@ -63,9 +63,10 @@ class Master:
     """One run of the master."""
 
     def __init__(
-        self, spec: StartSpec, progress: Progress, environment: dict[str, str]
+        self, spec: StartSpec, lock_fd: int, progress: Progress, environment: dict[str, str]
     ) -> None:
         self.folder = Folder(Path(spec.folder))
+        self._tree_lock = claims.TreeLock(self.folder, lock_fd)
         self.registry = Registry()
         self.logs = open_logs(spec)
         self.fleet = Fleet(spec, self.folder, self.logs, self.registry, self._on_command)
@@ -80,6 +81,7 @@ class Master:
         self._jobs: set[asyncio.Task[None]] = set()
         self._interrupts = 0
         self._exit_code: int | None = None
+        self._has_lost_folder = False
         self._began_at = time.monotonic()
         self._late = LateWatch(LATE_S)
         self._watch = Watch(self.fleet)
@@ -133,6 +135,7 @@ class Master:
                 self._recycling.look(now)
             if now >= second_at:
                 second_at = now + SECOND_S
+                self._keep_lock()
                 try:
                     self._each_second(now)
                 except Exception:
@@ -162,6 +165,25 @@ class Master:
         while self._signals:
             name = signal.Signals(self._signals.popleft()).name.removeprefix("SIG")
             getattr(self, f"handle_{name.lower()}")()
+
+    def _keep_lock(self) -> None:
+        try:
+            if self._tree_lock.keep():
+                log.warning(
+                    "%s was deleted, and made anew: without it a second start would not see "
+                    "that this instance runs",
+                    self.folder.lock_path,
+                )
+        except OSError as error:
+            if not self._has_lost_folder:
+                self._has_lost_folder = True
+                log.error(
+                    "the runtime folder %s is gone (%s): no command reaches this instance any "
+                    "more; TERM to pid %d stops it",
+                    self.folder.path,
+                    error.strerror,
+                    os.getppid(),
+                )
 
     def _each_second(self, now: float) -> None:
         self.fleet.sweep()
@@ -395,6 +417,9 @@ class Master:
         self.fleet.restarting = False
         self.changes.give_up()
         self.notify.stopping()
+        self._record = msgspec.structs.replace(self._record, stopping=True)
+        with contextlib.suppress(OSError):  # the folder is gone; the lock tells the end
+            self.folder.write_record(self._record)
         log.info("%s", why)
 
     async def _stop_warm(self) -> None:

@@ -37,11 +37,14 @@ def stop(cold: bool, timeout: float | None) -> int:
     try:
         folder = target.folder_of(options)
         started = time.monotonic()
-        target.wait(target.ask(folder, "stop", mode="cold" if cold else "warm", wait=False))
+        mode = "cold" if cold else "warm"
+        answer = target.wait(target.ask(folder, "stop", mode=mode, wait=False))
     except NotRunning as error:
         output.note(f"{str(error)[:1].upper()}{str(error)[1:]}. Nothing done.")
         return 0
     name = folder.path.name
+    if answer["already"]:
+        output.note(f"{name} is stopping already{', and now cold' if cold else ''}.")
     _wait_stopped(folder, None if timeout is None else started + timeout)
     if options.json:
         output.say_json({"schema": "streamd.stop/1", "name": name, "state": "stopped"})

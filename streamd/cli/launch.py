@@ -32,8 +32,19 @@ from streamd.instance import (
 )
 from streamd.supervisor import tree
 
-# How long an unknown holder of the lock is waited for before it counts as a survivor.
-UNKNOWN_HOLDER_S = 0.3
+# How long an unknown holder of the lock is waited for before it counts as a survivor. Before
+# that it may be a probe, or one who has just taken it and not yet said so.
+UNKNOWN_HOLDER_S = 1.0
+
+# How long who lives without the lock may take to end; then its lock file was deleted.
+WITHOUT_LOCK_S = 2.0
+ENDING_S = 0.05  # between two looks at an instance that stops
+
+# Of the log of a daemon that did not come up; not where the sentence says all: not permitted,
+# no broker, busy, wrong settings.
+LAST_LINES = 8
+TOLD_WHOLE = (4, 69, 75, 78)
+GUARDIAN_END_S = 2.0  # for the guardian to say how the master ended
 
 # After so long without news it is said what is waited for.
 SILENCE_S = 5.0
@@ -259,38 +270,65 @@ class Running:
 
 
 def take_lock(folder: Folder, spec: StartSpec) -> int | Running:
-    """The lock's descriptor, or who runs. Survivors of a dead master are ended first.
+    """The lock's descriptor, or who runs.
+
+    Survivors of a dead master are ended first; the end of an instance that was told to stop is
+    waited for.
 
     Raises:
         NotPermitted: What holds the lock cannot be ended.
     """
-    began = time.monotonic()
+    began = known_at = time.monotonic()
+    has_said = False
     while True:
-        lock = folder.try_lock()
-        if lock is not None and not has_leftovers(folder):
-            break
+        lock, who = folder.try_lock(), target.living(folder)
+        now = time.monotonic()
+        if who is not None and who.pid == os.getpid():
+            who = None
+        if lock is not None and who is None:
+            before = target.read_holder(folder)
+            # At once, for others end whom they do not know. What is left of the last tree may
+            # have to be looked for: its marker stays until that is done.
+            record_holder(lock, spec, before.tree if before is not None else "")
+            if before is None or not has_leftovers(folder, before):
+                break
         if lock is not None:
             os.close(lock)
-            end_survivors(folder)
-        elif who := target.living(folder):
+        if who is not None or lock is not None:
+            known_at = now
+        if who is not None and is_stopping(folder):
+            if not has_said:
+                output.note(
+                    f"{folder.path.name} (pid {who.pid}) is stopping; waits for its end."
+                )
+            has_said, began = True, now
+            time.sleep(ENDING_S)
+        elif who is not None and (lock is None or now - began > WITHOUT_LOCK_S):
             return Running(folder, who.pid)
-        elif time.monotonic() - began > UNKNOWN_HOLDER_S:
-            # Before that it may be a probe, or one who has just taken it and not yet said so.
+        elif who is None and (lock is not None or now - known_at > UNKNOWN_HOLDER_S):
             end_survivors(folder)
         else:
             time.sleep(0.01)
     # What the last master wrote is not true any more, and would be taken for this one's.
     folder.record_path.unlink(missing_ok=True)
     folder.control_path.unlink(missing_ok=True)
-    record_holder(lock, spec)
+    record_holder(lock, spec, spec.tree)
     return lock
 
 
-def has_leftovers(folder: Folder) -> bool:
+def is_stopping(folder: Folder) -> bool:
+    """True if the instance that has the lock was told to stop."""
+    holder, record = target.read_holder(folder), folder.read_record()
+    if record is None or not record.stopping:
+        return False
+    # The record of the tree before says nothing of one that is only starting.
+    return holder is None or holder.tree == record.tree
+
+
+def has_leftovers(folder: Folder, last: target.Holder) -> bool:
     """True if a process of the last tree lives, though none holds the lock: what a user's code
     spawned and the kernel's end of guardian and master, at once, did not reach."""
-    holder = target.read_holder(folder)
-    if holder is None or holder.guardian.boot_id != boot_id():
+    if last.guardian.boot_id != boot_id():
         return False
     return bool(tree.find_tree(*kill.tree_of(folder), folder.lock_path))
 
@@ -315,11 +353,11 @@ def end_survivors(folder: Folder) -> None:
         )
 
 
-def record_holder(lock: int, spec: StartSpec) -> None:
-    """Say in the lock that this process is the guardian."""
+def record_holder(lock: int, spec: StartSpec, marker: str) -> None:
+    """Say in the lock that this process is the guardian of the tree of this marker."""
     target.write_holder(
         lock,
-        target.Holder(spec.tree, identify(os.getpid()), spec.app, spec.mode, time.time()),
+        target.Holder(marker, identify(os.getpid()), spec.app, spec.mode, time.time()),
     )
 
 
@@ -369,9 +407,13 @@ def _detach(spec: StartSpec, lock: int, ready_fd: int, tell: int) -> NoReturn:
         os.setsid()
         if os.fork():
             os._exit(0)
-        record_holder(lock, spec)
+        record_holder(lock, spec, spec.tree)
         os.write(tell, str(os.getpid()).encode())
-        os.close(tell)
+        # What the caller's shell had open is not the daemon's to hold.
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd > 2 and fd not in (lock, ready_fd):
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         null = os.open(os.devnull, os.O_RDWR)
         # What is written before the master has its log file, and little else.
         early = os.open(early_log(spec), os.O_WRONLY | os.O_TRUNC | os.O_CREAT, 0o600)
@@ -433,7 +475,14 @@ class Progress:
     def _take(self, told: dict[str, Any]) -> bool:
         """Show one line; True when it is the last."""
         if problem := told.get("error"):
-            raise StartFailed(problem)
+            failed = StartFailed(problem)
+            if (
+                not failed.seen
+                and not failed.user_traceback
+                and failed.exit_code not in TOLD_WHOLE
+            ):
+                failed.seen = last_lines(self._spec)
+            raise failed
         if told.get("ready"):
             if self._json:
                 output.say_json({"schema": "streamd.start/1", **told})
@@ -469,9 +518,10 @@ class Progress:
         return error
 
     def _gone(self) -> StreamdError:
+        target.wait_unlocked(Folder(Path(self._spec.folder)), GUARDIAN_END_S)
         error = StreamdError(
             f"{self._spec.name} ended before it was ready",
-            seen=_last_lines(early_log(self._spec)),
+            seen=last_lines(self._spec),
             remedy=f"streamd -A {self._spec.app} start --foreground",
         )
         error.exit_code = 70
@@ -491,8 +541,16 @@ class StartFailed(StreamdError):
         self.user_traceback = "" if shown.splitlines() == self.seen else shown
 
 
-def _last_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()[-5:]
-    except OSError:
-        return []
+def last_lines(spec: StartSpec) -> list[str]:
+    """The last lines that a daemon which did not come up has written."""
+    record = Folder(Path(spec.folder)).read_record()
+    logs = [early_log(spec)]
+    if spec.logfile is not None:
+        logs.append(Path(spec.logfile))
+    elif record is not None and record.tree == spec.tree and record.datadir:
+        logs.append(Path(record.datadir) / "streamd.log")
+    lines = []
+    for path in logs:
+        with contextlib.suppress(OSError):
+            lines += path.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    return lines[-LAST_LINES:]

@@ -1,14 +1,12 @@
-"""Starts at once, what a power cut leaves, and whatever comes over the control socket."""
+"""Whatever comes over the control socket, the master goes on and answers others in time."""
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,168 +16,13 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from supervisor_tree import IDLE, ROOT, Tree, eventually, tree_of
+from supervisor_tree import Tree, tree_of
 
 from streamd.errors import StreamdError
-from streamd.instance import Folder
 from streamd.link import Link, connect
 from streamd.wire import Command, Document, encode_frame
 
-# Twenty processes that are ready to start the same instance, and do so at once.
-TOGETHER = """
-import os, sys, time
-import streamd.cli, streamd.cli.launch
-go = time.monotonic() + 0.3
-pids = {}
-for number in range(STARTS):
-    pid = os.fork()
-    if pid == 0:
-        out = os.open(f"out-{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1); os.dup2(out, 2)
-        sys.argv = ["streamd", *sys.argv[1:]]
-        time.sleep(max(0, go - time.monotonic()))
-        try:
-            streamd.cli.main()
-        except SystemExit as end:
-            sys.stdout.flush()
-            os._exit(end.code or 0)
-        os._exit(99)
-    pids[pid] = number
-codes = {}
-while pids:
-    pid, status = os.wait()
-    codes[pids.pop(pid)] = os.waitstatus_to_exitcode(status)
-print(*[codes[number] for number in range(STARTS)])
-"""
-
-STARTS = 20
-ROUNDS = 5
 SHORT_S = 0.25 * 5  # what `status` may take, whatever else there is
-
-
-class Place:
-    """A folder with an app, and the environment of its command line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "STREAMD_RUNTIME_DIR": str(path / "run"),
-        }  # fmt: skip
-        (path / "proj.py").write_text(IDLE)
-
-    def streamd(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        return self.run([sys.executable, "-m", "streamd", *words])
-
-    def run(self, command: list[str]) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            command, cwd=self.path, env=self.environment, capture_output=True, text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
-
-
-@contextlib.contextmanager
-def a_place() -> Iterator[Place]:
-    with tempfile.TemporaryDirectory(prefix="sv", dir="/tmp") as folder:
-        place = Place(Path(folder))
-        try:
-            yield place
-        finally:
-            place.streamd("kill", "--tree", "--name", "proj")
-
-
-@pytest.mark.parametrize(
-    ("words", "refused"),
-    [
-        (["start", "-A", "proj", "--without-web"], 0),
-        (["worker", "-A", "proj", "--without-web"], 75),
-    ],
-    ids=["start", "worker"],
-)
-def test_of_twenty_starts_at_once_exactly_one_runs(words: list[str], refused: int) -> None:
-    script = TOGETHER.replace("STARTS", str(STARTS))
-    with a_place() as place:
-        folder = Folder(place.path / "run" / "proj")
-        for _ in range(ROUNDS if words[0] == "start" else 1):
-            with subprocess.Popen(
-                [sys.executable, "-c", script, *words],
-                cwd=place.path, env=place.environment, stdout=subprocess.PIPE, text=True,
-            ) as together:  # fmt: skip
-                eventually(lambda: is_running(place, folder), 30)
-                if words[0] == "worker":
-                    # All others have given up; who runs goes on until he is told.
-                    eventually(lambda: others_told(place) == STARTS - 1, 30)
-                    assert place.streamd("stop", "--name", "proj").returncode == 0
-                codes = together.communicate(timeout=60)[0].split()
-            assert sorted(codes) == sorted(["0"] + [str(refused)] * (STARTS - 1))
-            record = folder.read_record()
-            assert record is not None
-            if words[0] == "start":
-                winners = [number for number in range(STARTS) if "eady" in out(place, number)
-                           and "lready" not in out(place, number)]  # fmt: skip
-                assert len(winners) == 1
-                told = [out(place, n) for n in range(STARTS) if n not in winners]
-                assert all("Already" in text and "pid" in text for text in told)
-                assert place.streamd("stop", "--name", "proj").returncode == 0
-
-
-def is_running(place: Place, folder: Folder) -> bool:
-    record = folder.read_record()
-    if record is None or not folder.control_path.exists():
-        return False
-    done = place.streamd("--json", "status", "--name", "proj")
-    return done.returncode == 0 and json.loads(done.stdout)["state"] == "running"
-
-
-def others_told(place: Place) -> int:
-    return sum("runs already (pid" in out(place, number) for number in range(STARTS))
-
-
-def out(place: Place, number: int) -> str:
-    path = place.path / f"out-{number}"
-    return path.read_text() if path.exists() else ""
-
-
-def listening(path: Path) -> None:
-    """Leave the file of a socket that nobody listens on."""
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        b"",
-        b"\0\xff not json",
-        b'{"name": "proj"}',
-        json.dumps(
-            {
-                "name": "proj", "app": "proj", "app_id": "proj", "mode": "start",
-                "tree": "0" * 32,
-                "guardian": {"pid": 1, "start_ticks": 1, "boot_id": "of another boot"},
-                "master": {"pid": 1, "start_ticks": 1, "boot_id": "of another boot"},
-                "datadir": "/nowhere", "web": "", "started_at": 0.0, "version": "0",
-            }
-        ).encode(),
-    ],
-    ids=["empty", "garbage", "half", "of another boot"],
-)  # fmt: skip
-def test_what_a_power_cut_left_does_not_keep_a_start_from_running(record: bytes) -> None:
-    with a_place() as place:
-        folder = Folder(place.path / "run" / "proj")
-        folder.make()
-        folder.record_path.write_bytes(record)
-        folder.lock_path.write_bytes(b"4711 garbage\n" + record)
-        for name in ("control.sock", "log.sock", "app#0.sock", "control.sock.new"):
-            listening(folder.path / name)
-        data = place.path / "app-data"
-        data.mkdir()
-        (data / "lock").write_text(f"{os.getpid()} proj\n")
-        (data / "registry.db").write_bytes(b"no database")
-
-        done = place.streamd("start", "-A", "proj", "--without-web", "--datadir", str(data))
-
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert place.streamd("stop", "--name", "proj").returncode == 0
 
 
 @pytest.fixture(scope="module")
