@@ -257,13 +257,15 @@ class Actor:
         assert self._run is not None
         return [(self._run, self.stream.index - 1)] if self.stream.index > self._start else []
 
-    def describe(self) -> str:
-        """What is being worked on, for people."""
+    def describe(self, *, key: bool = False) -> str:
+        """What is being worked on, for people; with the event's key, which is the user's."""
         waited_s = time.monotonic() - self.since
         if self._run is None or not self.running:
             return f"{self.agent.label}: waits"
-        at = self._run.positions[max(self.stream.index - 1, self._start)]
-        return f"{self.agent.label}: {self._run.tp}@{at} for {waited_s:.1f} s"
+        index = max(self.stream.index - 1, self._start)
+        of_key = f" key {self._run.key(index)!r:.80}" if key else ""
+        at = f"{self._run.tp}@{self._run.positions[index]}"
+        return f"{self.agent.label}: {at}{of_key} for {waited_s:.1f} s"
 
     def reply_headers(self) -> tuple[bytes | None, bytes | None]:
         """Where the current event wants its reply, and under which correlation id."""

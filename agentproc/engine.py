@@ -142,6 +142,7 @@ class Engine:
         self._solo: Actor | None = None  # the only one that may get an event now
         self.asked: Counter[str] = Counter()  # agent -> asks by this group's code that wait
         self.working: set[Actor | Errand] = set()  # what is in work
+        self._oldest_at = 0.0  # monotonic; since when the oldest of them is
         self._durable: list[Waiter] = []  # wait for the next checkpoint's end
         self._urgent = False  # somebody waits for power-safe durability
         self._since_checkpoint = 0  # events settled
@@ -436,15 +437,17 @@ class Engine:
 
     def started_work(self, worker: Actor | Errand) -> None:
         """An actor got events, or an errand wrote."""
+        if not self.working:
+            self._oldest_at = worker.since  # else another's is older
         self.working.add(worker)
         self._quiet.clear()
-        self.beats.in_work(self.group, len(self.working), worker.since)
+        self.beats.in_work(self.group, len(self.working), self._oldest_at)
 
     def stopped_work(self, worker: Actor | Errand) -> None:
         """An actor has no events in hand any more, or an errand is over."""
         self.working.discard(worker)
-        oldest_at = min((other.since for other in self.working), default=0.0)
-        self.beats.in_work(self.group, len(self.working), oldest_at)
+        self._oldest_at = min((other.since for other in self.working), default=0.0)
+        self.beats.in_work(self.group, len(self.working), self._oldest_at)
         if not self.working:
             self._quiet.set()
             if self.stopping:
@@ -932,10 +935,10 @@ class Engine:
         self._statistics.retries = self._trials.retries
         return self._statistics
 
-    def busy_with(self) -> list[str]:
-        """What is in work, the longest first."""
+    def busy_with(self, *, keys: bool = False) -> list[str]:
+        """What is in work, the longest first; with the events' keys, which are the user's."""
         running = sorted(self.working, key=lambda worker: worker.since)
-        return [worker.describe() for worker in running]
+        return [worker.describe(key=keys) for worker in running]
 
 
 def _error_of(task: asyncio.Task[None]) -> BaseException | None:

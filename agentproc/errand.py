@@ -127,8 +127,8 @@ class Errand:
     def cut(self) -> None:
         """A checkpoint waits; there is nothing more that would be handed out to this code."""
 
-    def describe(self) -> str:
-        """What is being worked on, for people."""
+    def describe(self, *, key: bool = False) -> str:
+        """What is being worked on, for people; it has no key."""
         return f"{self.name} for {time.monotonic() - self.since:.1f} s"
 
     def take_lanes(self) -> Lanes:

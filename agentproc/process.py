@@ -138,7 +138,7 @@ class Process:
         fcntl.fcntl(dump, fcntl.F_SETFL, fcntl.fcntl(dump, fcntl.F_GETFL) | os.O_APPEND)
         # The loop's handler first: registered second, it would replace faulthandler's, and
         # a process that is stuck would show nothing.
-        loop.add_signal_handler(signal.SIGUSR1, write_task_stacks, dump, loop)
+        loop.add_signal_handler(signal.SIGUSR1, self._write_stacks)
         faulthandler.register(signal.SIGUSR1, file=dump, all_threads=True, chain=True)
         faulthandler.enable(file=dump, all_threads=True)
         loop.add_signal_handler(signal.SIGTERM, self._stop_warm)
@@ -151,10 +151,21 @@ class Process:
                 if self._remote is not None:
                     self._remote.know(message)
             case DumpTasks():
-                write_task_stacks(self._ends.dump, asyncio.get_running_loop())
+                self._write_stacks()
             case _:
                 raise WireError(f"the master sent a {type(message).__name__}")
         return None
+
+    def _write_stacks(self) -> None:
+        in_work = [
+            line for engine in self._engines.values() for line in engine.busy_with(keys=True)
+        ]
+        in_work += self._calls_in_work()
+        write_task_stacks(self._ends.dump, asyncio.get_running_loop(), in_work)
+
+    def _calls_in_work(self) -> list[str]:
+        pages = self._answers.busy_with if self._answers is not None else []
+        return [*self._schedule.busy_with, *pages]
 
     def _master_is_gone(self, link: Link) -> None:
         if not self._end.done():
@@ -279,8 +290,7 @@ class Process:
                 self._tell(stats)
                 told, told_at = stats, time.monotonic()
             if self._stopping:
-                pages = self._answers.busy_with if self._answers is not None else []
-                self._tell(Draining([*stats.busy_with, *self._schedule.busy_with, *pages]))
+                self._tell(Draining([*stats.busy_with, *self._calls_in_work()]))
 
     def _stats(self) -> Stats:
         engines = self._engines.values()

@@ -83,6 +83,10 @@ class Run:
                 self._keys = [_key(codec, data) for data in self.raw_keys]
         return self._keys
 
+    def key(self, index: int) -> Any:
+        """One decoded key; bytes where it is not of its type."""
+        return _key(self.topic.key_codec, self.raw_keys[index])
+
     def event(self, index: int, app: Any) -> Event:
         """One event with everything that is known of it."""
         headers = self.headers[index] if self.headers is not None else ()

@@ -1,4 +1,4 @@
-"""The stacks of asyncio tasks as text: file, line, function, name of the task.
+"""What a process works on, and the stacks of its asyncio tasks: file, line, function, name.
 
 No local variables are shown: they hold users' data, and a dump goes to the log.
 """
@@ -7,7 +7,7 @@ import asyncio
 import gc
 import linecache
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType
 from typing import Any
 
@@ -17,9 +17,17 @@ MAX_FRAMES = 50
 _AWAITED = (CoroutineType, AsyncGeneratorType)
 
 
-def task_stacks(loop: asyncio.AbstractEventLoop) -> str:
-    """Where every unfinished task of `loop` waits, outermost call first, and the end marker."""
+def task_stacks(loop: asyncio.AbstractEventLoop, in_work: Iterable[str] | None = None) -> str:
+    """Where every unfinished task of `loop` waits, outermost call first, and the end marker.
+
+    Args:
+        in_work: What the process works on, a line each, which stands above; None: it is not
+            a process that works on events.
+    """
     lines = []
+    if in_work is not None:
+        lines = [f"  {line}" for line in in_work]
+        lines.insert(0, "In work:" if lines else "In work: nothing")
     tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
     for task in sorted(tasks, key=asyncio.Task.get_name):
         lines.append(f"Task {task.get_name()!r} (outermost call first):")
@@ -31,9 +39,11 @@ def task_stacks(loop: asyncio.AbstractEventLoop) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_task_stacks(dump: int, loop: asyncio.AbstractEventLoop) -> None:
-    """Write the tasks' stacks to the descriptor `dump`."""
-    data = task_stacks(loop).encode(errors="backslashreplace")
+def write_task_stacks(
+    dump: int, loop: asyncio.AbstractEventLoop, in_work: Iterable[str] | None = None
+) -> None:
+    """Write what is in work and the tasks' stacks to the descriptor `dump`."""
+    data = task_stacks(loop, in_work).encode(errors="backslashreplace")
     while data:
         data = data[os.write(dump, data) :]
 

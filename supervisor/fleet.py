@@ -124,6 +124,7 @@ class Fleet:
         self.settings: Settings | None = None
         self.web_listener: socket.socket | None = None
         self.restarting = True  # False: what ends stays down
+        self.ended_cold: list[str] = []  # agent processes that did not end by themselves
         self.suspects: dict[str, Suspects] = {}  # group -> events that took it down
         self._spec = spec
         self._folder = folder
@@ -640,6 +641,8 @@ class Fleet:
         if child.state is State.STOPPING:
             child.move(Event.EXIT)
             log.info("%s (pid %d) %s", child.name, run.pid, child.last_exit)
+            if run.killed_as is Ending.HANG and child.kind == "agent" and not self.restarting:
+                self.ended_cold.append(child.name)
             return
         child.move(Event.EXIT)
         if child.kind == "zygote" and not (code := self._code_of(child)).imported.done():

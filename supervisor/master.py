@@ -448,6 +448,12 @@ class Master:
             await self._stop_cold(EXIT_COLD)
             return
         self._exit_code = EXIT_WARM
+        if fleet.ended_cold:
+            log.warning(
+                "killed while they stopped; what they worked on is done again: %s",
+                ", ".join(fleet.ended_cold),
+            )
+            self._exit_code = EXIT_COLD
         self._wake.set()
 
     async def _end_warm(self, children: Sequence[Child], limit_s: float | None = None) -> None:

@@ -64,6 +64,11 @@ class BeatPage:
         return int(self._numbers[_IN_WORK])
 
     @property
+    def oldest_since(self) -> float:
+        """When the oldest of the events in work was handed out, monotonic; 0.0: none is."""
+        return float(self._doubles[_OLDEST])
+
+    @property
     def stage(self) -> Stage:
         """How far the process says it is."""
         number = int(self._numbers[_STAGE])

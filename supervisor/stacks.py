@@ -22,6 +22,7 @@ from streamd.instance import process_state
 from streamd.log import is_user_frame
 from streamd.secrets import mask
 from streamd.supervisor.child import Child, Run, handles
+from streamd.supervisor.pages import BeatPage
 
 POLL_S = 0.005
 QUIET_S = 0.05
@@ -87,6 +88,8 @@ def _text_of(run: Run, answers: bool) -> str:
         if not text:
             return "(no answer in time: it is stopped, or the kernel holds it)\n"
         if not run.dump.is_whole():
+            if run.page is not None and (at := work_of(run.page, time.monotonic())):
+                text += f"In work, as it wrote last: {at}\n"
             text += "(tasks: not in time, its loop does not turn)\n"
         return text
     return "(it ended meanwhile)\n"
@@ -111,6 +114,19 @@ def header(child: Child, run: Run) -> str:
         beat_s = time.monotonic() - run.page.beat if run.page.beat else 0.0
         text += f", loop turned {beat_s:.2f} s ago, {run.page.in_work} events in work"
     return text
+
+
+def work_of(page: BeatPage, now: float) -> str:
+    """The event that a process handed out last and has not settled, "" if it has none.
+
+    A fast agent gets many events at once, of which the first is named.
+    """
+    place = page.place
+    if page.in_work == 0 or place is None:
+        return ""
+    agent, topic, partition, position = place
+    for_s = now - page.oldest_since
+    return f"{agent}: {topic}[{partition}]@{position} or soon after, for {for_s:.1f} s"
 
 
 def own_stacks() -> str:

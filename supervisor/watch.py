@@ -12,6 +12,7 @@ import fcntl
 import logging
 import signal
 import termios
+import time
 
 from streamd.instance import process_state
 from streamd.supervisor import stacks
@@ -43,7 +44,8 @@ class Watch:
             run = child.run
             if run is None or run.killed_for is not None:
                 continue
-            if child.state is State.RUNNING:
+            drains = child.state is State.STOPPING and run.page is not None
+            if child.state is State.RUNNING or drains:
                 if child.kind == "zygote":
                     self._look_at_forks(child, now, was_late=was_late)
                 elif run.hangs is not None and was_late:
@@ -117,6 +119,7 @@ class Watch:
         state = _state_of(run.pid)
         # A stopped process writes no stacks: there is nothing to wait for.
         dump_s = 0.0 if state == "T" else HANG_DUMP_S
+        at = stacks.work_of(run.page, time.monotonic()) if run.page is not None else ""
         dump = (await stacks.collect([child], dump_s)).get(child.name, "")
         if state == "T":
             reason = "it was stopped by a signal"
@@ -124,10 +127,13 @@ class Watch:
             reason = f"it is in {where}"
         else:
             reason = f"its kernel state is {state}"
+        if at:
+            reason += f", at {at}"
+        then = "killed" if child.state is State.STOPPING else "killed and restarted"
         self._fleet.note(
             "ERROR",
             "hang",
-            f"{child} hangs: {text}, {reason}; it is killed and restarted",
+            f"{child} hangs: {text}, {reason}; it is {then}",
             child.name,
         )
         log.error("stacks of %s before it was killed:\n%s", child.name, dump)

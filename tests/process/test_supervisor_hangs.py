@@ -207,3 +207,72 @@ def test_a_stopped_master_does_not_blame_processes_that_start() -> None:
         before = len(house.ask("status")["history"])
         eventually(lambda: len(house.ask("status")["history"]) > before + 2, 10)
         assert "hangs" not in house.log
+
+
+BLOCKS_AT_EVENT = """
+import asyncio, time
+import streamd
+app = streamd.App("proj", hang_limit="1s")
+words = app.topic("words", key_type=str, value_type=str, partitions=1)
+
+def block():
+    print("blocks now")
+    time.sleep(600)
+
+@app.agent(words)
+async def count(stream):
+    async for word in stream:
+        if word == "block":
+            block()
+        await asyncio.sleep(0)
+        if word == "wait":
+            print("waits now")
+            await asyncio.sleep(600)
+
+@app.task
+async def feed():
+    for word in ("one", "WORD"):
+        await words.send(key="a key", value=word)
+"""
+
+
+def test_a_process_that_hangs_while_it_stops_does_not_cost_the_whole_grace() -> None:
+    with tree_of(BLOCKS_AT_EVENT.replace("WORD", "block")) as house:
+        house.run()
+        eventually(lambda: "blocks now" in house.log, 20)
+        began = time.monotonic()
+
+        house.signal(signal.SIGTERM)
+
+        # What it worked on is done again: that is no warm end.
+        assert house.wait_exit(20) == 3
+        assert time.monotonic() - began < 15  # the grace is 30 s
+        assert re.search(
+            r"count#0 \(pid \d+\) hangs: its loop has not turned for \d\.\d s, it is in "
+            r"block \(.*proj\.py:9\), at proj\.count: words\[0\]@\d or soon after, for "
+            r"\d\.\d s; it is killed$",
+            house.log,
+            re.MULTILINE,
+        )
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("wait", r"In work:\n  count: words\[0\]@1 key 'a key' for \d+\.\d s\nTask "),
+        ("block", r"In work, as it wrote last: proj\.count: words\[0\]@\d or soon after, for "),
+        ("two", r"In work: nothing\nTask "),
+    ],
+)
+def test_stacks_show_the_event_that_an_agent_works_on(word: str, line: str) -> None:
+    source = BLOCKS_AT_EVENT.replace("WORD", word).replace("1s", "60s")
+    with tree_of(source) as house:
+        house.run()
+        eventually(lambda: word == "two" or f"{word}s now" in house.log, 20)
+
+        def shown() -> str:
+            return str(house.ask("stacks", names=["count"]))
+
+        eventually(lambda: re.search(line, shown()), 10)
+        house.signal(signal.SIGQUIT)
+        house.wait_exit(10)
