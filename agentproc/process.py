@@ -42,7 +42,7 @@ from streamd.app import App
 from streamd.config import broker_kind
 from streamd.errors import ConfigError, StreamdError, WireError
 from streamd.link import Answer, Link, adopt, serve
-from streamd.log import setup_child_logging
+from streamd.log import push_log, setup_child_logging
 from streamd.wire import (
     Draining,
     DumpTasks,
@@ -284,6 +284,7 @@ class Process:
         told_at = 0.0
         while True:
             await asyncio.sleep(STATS_S)
+            push_log()
             stats = self._stats()
             # A hundred idle processes would keep the master busy with news that are none.
             if stats != told or time.monotonic() - told_at > STATS_AGAIN_S:

@@ -35,7 +35,7 @@ from streamd.config import bootstrap
 from streamd.errors import StreamdError
 from streamd.failpoints import failpoint
 from streamd.finder import find_app
-from streamd.log import setup_child_logging, user_traceback
+from streamd.log import flush_log, setup_child_logging, user_traceback
 from streamd.partition import fast_partition_for
 from streamd.secrets import mask
 from streamd.wire import (
@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 EXIT_CONFIG = 78
 FORK_DESCRIPTORS = 4
 ADOPTION_S = 5.0
+GOODBYE_S = 0.2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -268,6 +269,7 @@ def flush_output() -> None:
         except (OSError, ValueError):
             # Reader gone, or closed by the user's code: there is nobody to tell.
             continue
+    flush_log(GOODBYE_S)
 
 
 def thread_names() -> list[str]:
@@ -312,9 +314,7 @@ def main() -> NoReturn:
     link.set_inheritable(False)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Prints of the import are read line by line from the other end of the pipe.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    setup_child_logging("info", prints=True)
     faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
     set_title("zygote")
     try:

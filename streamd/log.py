@@ -5,21 +5,14 @@ A process logs to its stderr, which is a pipe that the master reads: one line a 
 so a line that does not fit the pipe is dropped and counted.
 """
 
-import contextlib
 import logging
 import os
-import select
-import time
 import traceback
 from pathlib import Path
 
-import msgspec
-
 from streamd.errors import StreamdError
+from streamd.logpipe import PipeHandler, PipeWriter, pipe_line, redirect_prints
 from streamd.secrets import mask
-
-RECORD_START = "\x1e"
-"""First character of a line that `PipeFormatter` wrote; a print of the user's has none."""
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -28,9 +21,6 @@ LEVELS = {
     "error": logging.ERROR,
     "crit": logging.CRITICAL,
 }
-
-# An empty pipe holds 64 KiB: a line below that is written whole or not at all.
-_MAX_TEXT_CHARS = 48_000
 
 _HERE = f"{Path(__file__).parent}{os.sep}"
 _DEMO = f"{_HERE}demo{os.sep}"
@@ -106,99 +96,45 @@ class PipeFormatter(logging.Formatter):
         return user_traceback(error)
 
 
-def pipe_line(at: float, level: str, logger: str, text: str) -> str:
-    """One log line of the pipe, without its line feed; a very long text is cut."""
-    if len(text) > _MAX_TEXT_CHARS:
-        text = f"{text[:_MAX_TEXT_CHARS]}… ({len(text) - _MAX_TEXT_CHARS} characters more)"
-    # msgspec refuses lone surrogates, which file names and user data may hold.
-    text = text.encode("utf-8", "backslashreplace").decode()
-    fields = {"t": at, "l": level, "n": logger, "m": text}
-    return RECORD_START + msgspec.json.encode(fields).decode()
+_writer: PipeWriter | None = None  # this process's
 
 
-class PipeHandler(logging.Handler):
-    """Writes lines to a pipe and never waits for its reader.
-
-    What does not fit is dropped; the next line that fits is preceded by one that says how many.
-    """
-
-    def __init__(self, fd: int) -> None:
-        super().__init__()
-        self.dropped = 0
-        self._rest = b""  # of a line that the pipe took in part
-        try:
-            # O_NONBLOCK belongs to the open file, which the user's prints share: a second
-            # opening of the same pipe has its own.
-            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_CLOEXEC
-            self._fd = os.open(f"/proc/self/fd/{fd}", flags)
-            self._poll = None
-        except OSError:  # a socket, or a pipe of another user's
-            self._fd = os.dup(fd)
-            self._poll = select.poll()
-            self._poll.register(self._fd, select.POLLOUT)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record).encode() + b"\n"
-        except Exception:
-            self.handleError(record)
-            return
-        if self.dropped and self._write(self._notice()):
-            self.dropped = 0
-        if self.dropped or not self._write(line):
-            self.dropped += 1
-
-    def _notice(self) -> bytes:
-        text = f"{self.dropped} log lines were dropped here: the log pipe was full"
-        return pipe_line(time.time(), "WARNING", __name__, text).encode() + b"\n"
-
-    def _write(self, line: bytes) -> bool:
-        """Write `line`; False if none of it was taken. A rest is written by the next call."""
-        if self._rest:
-            self._rest = self._rest[self._put(self._rest) :]
-            if self._rest:
-                return False
-        taken = self._put(line)
-        if taken:
-            self._rest = line[taken:]
-        return taken > 0
-
-    def _put(self, data: bytes) -> int:
-        taken = 0
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            while taken < len(data):
-                piece = data[taken:]
-                if self._poll is not None:
-                    # A pipe that polls writable takes 4096 bytes at once.
-                    if not self._poll.poll(0):
-                        break
-                    piece = piece[:4096]
-                taken += os.write(self._fd, piece)
-        return taken
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        super().close()
-
-
-def setup_child_logging(level: str, fd: int = 2) -> None:
+def setup_child_logging(level: str, fd: int = 2, *, prints: bool = False) -> None:
     """Send the root logger and Python's warnings to `fd`, as lines of `PipeFormatter`.
 
-    To be called again in a forked child, once its `fd` is its own pipe: a handler that was
-    inherited would write into the parent's. Handlers of the user's stay.
+    To be called again in a forked child, once its `fd` is its own pipe: what was inherited
+    would write into the parent's. Handlers of the user's stay.
 
     Args:
         level: One of `LEVELS`.
+        prints: `sys.stdout` and `sys.stderr` go there as well, and never wait; a forked child
+            inherits that.
     """
+    global _writer
+    if _writer is None:
+        _writer = PipeWriter(fd)
+    else:
+        _writer.attach(fd)
+    if prints:
+        redirect_prints(_writer)
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, PipeHandler):
             root.removeHandler(handler)
-            handler.close()
-    handler = PipeHandler(fd)
+    handler = PipeHandler(_writer)
     handler.setFormatter(PipeFormatter(debug=level == "debug"))
     root.addHandler(handler)
     root.setLevel(LEVELS[level])
     logging.captureWarnings(True)
+
+
+def push_log() -> None:
+    """Write what the log pipe had no room for, if it has now; to be called now and then."""
+    if _writer is not None:
+        _writer.push()
+
+
+def flush_log(timeout_s: float) -> None:
+    """Wait until the log pipe has everything, at most `timeout_s`."""
+    if _writer is not None:
+        _writer.flush(timeout_s)

@@ -1,4 +1,3 @@
-import fcntl
 import json
 import logging
 import os
@@ -14,14 +13,8 @@ import pytest
 from streamd import log
 from streamd.errors import ConfigError
 from streamd.instance import instance_name
-from streamd.log import (
-    RECORD_START,
-    PipeFormatter,
-    PipeHandler,
-    pipe_line,
-    setup_child_logging,
-    user_traceback,
-)
+from streamd.log import PipeFormatter, setup_child_logging, user_traceback
+from streamd.logpipe import RECORD_START, PipeHandler
 
 
 @pytest.fixture
@@ -41,7 +34,6 @@ def root_logger() -> Iterator[logging.Logger]:
     for handler in list(root.handlers):
         if isinstance(handler, PipeHandler):
             root.removeHandler(handler)
-            handler.close()
     root.setLevel(level)
     logging.captureWarnings(False)
 
@@ -55,12 +47,6 @@ def lines_of(data: bytes) -> list[dict[str, Any]]:
 def record(text: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
     info = (type(error), error, error.__traceback__) if error else None
     return logging.LogRecord("proj.mod", logging.INFO, "mod.py", 1, text, args, info)
-
-
-def handler_on(fd: int) -> PipeHandler:
-    handler = PipeHandler(fd)
-    handler.setFormatter(PipeFormatter())
-    return handler
 
 
 def test_a_record_becomes_one_line_whatever_its_text() -> None:
@@ -100,8 +86,8 @@ def test_an_error_of_streamds_own_is_cut_to_the_users_frames() -> None:
 
 def test_a_fault_inside_streamd_keeps_its_innermost_frames() -> None:
     try:
-        pipe_line(0.0, "INFO", "proj", None)  # type: ignore[arg-type]
-    except TypeError as error:
+        setup_child_logging("loud")
+    except KeyError as error:
         text = user_traceback(error)
 
     assert "test_log.py" in text
@@ -113,62 +99,6 @@ def test_a_cyclic_chain_of_causes_ends() -> None:
     first.__cause__, second.__cause__ = second, first
 
     assert "first" in user_traceback(first)
-
-
-def test_a_full_pipe_drops_lines_and_says_how_many(pipe: tuple[int, int]) -> None:
-    reader, writer = pipe
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    handler = handler_on(writer)
-
-    for number in range(200):
-        handler.emit(record("line %d %s", number, "x" * 200))
-    dropped = handler.dropped
-    before = lines_of(os.read(reader, 65536))
-    handler.emit(record("after"))
-    after = lines_of(os.read(reader, 65536))
-    handler.close()
-
-    assert dropped == 200 - len(before) > 100
-    assert [line["m"] for line in after] == [
-        f"{dropped} log lines were dropped here: the log pipe was full",
-        "after",
-    ]
-
-
-def test_a_line_that_fits_in_part_is_finished_by_the_next_write(pipe: tuple[int, int]) -> None:
-    reader, writer = pipe
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 8192)
-    handler = handler_on(writer)
-
-    handler.emit(record("long %s", "x" * 20_000))
-    data = os.read(reader, 65536)
-    while handler._rest:
-        handler.emit(record("next"))
-        data += os.read(reader, 65536)
-    handler.emit(record("last"))
-    data += os.read(reader, 65536)
-    handler.close()
-
-    texts = [line["m"] for line in lines_of(data)]
-    assert texts[0] == "long " + "x" * 20_000
-    assert texts[-1] == "last"
-
-
-def test_the_users_prints_still_wait_for_the_pipe(pipe: tuple[int, int]) -> None:
-    handler = handler_on(pipe[1])
-
-    assert os.get_blocking(pipe[1])
-    handler.close()
-
-
-def test_a_very_long_text_is_cut_so_that_it_fits_a_pipe(pipe: tuple[int, int]) -> None:
-    handler = handler_on(pipe[1])
-
-    handler.emit(record("y" * 500_000))
-    handler.close()
-
-    (line,) = lines_of(os.read(pipe[0], 1 << 20))
-    assert line["m"].endswith("(452000 characters more)")
 
 
 def test_setup_twice_writes_once_and_takes_warnings(

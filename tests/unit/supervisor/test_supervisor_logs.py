@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from streamd.log import pipe_line
+from streamd.logpipe import pipe_line
 from streamd.supervisor.logs import MAX_LINE_BYTES, Line, LogPipe, Logs, Output, parse
 
 
