@@ -59,6 +59,7 @@ def member(
         "session.timeout.ms": session_ms,
         "heartbeat.interval.ms": max(100, min(1000, session_ms // 10)),
         "max.poll.interval.ms": POLL_INTERVAL_MS,
+        "enable.partition.eof": True,
         "fetch.queue.backoff.ms": 1,
         "fetch.wait.max.ms": 500,
         "queued.min.messages": 20_000,

@@ -224,9 +224,13 @@ class Poller(threading.Thread):
 
     def _hand_over(self, messages: list[Message]) -> None:
         chunk: dict[TP, list[Message]] = {}
+        ends: dict[TP, int] = {}
         for message in messages:
             if message.error() is not None:
-                self._refused(message.error())
+                if message.error().code() == KafkaError._PARTITION_EOF:
+                    ends[TP(message.topic(), message.partition())] = message.offset()
+                else:
+                    self._refused(message.error())
                 continue
             tp = TP(message.topic(), message.partition())
             if tp in chunk:
@@ -235,6 +239,7 @@ class Poller(threading.Thread):
                 # Else it was polled before the partition was given away: another's now.
                 chunk[tp] = [message]
         reads = [read for tp, records in chunk.items() if (read := self._open(tp, records))]
+        reads += [read for tp, offset in ends.items() if (read := self._end(tp, offset))]
         if reads:
             with self._room:
                 for read in reads:
@@ -271,9 +276,17 @@ class Poller(threading.Thread):
         batch = columns.batch(tp, end)
         return Read(tp, reading.turn, batch, start, end, columns.passed, columns.size_bytes)
 
+    def _end(self, tp: TP, offset: int) -> Read | None:
+        """Nothing more is there: what lies before are marks of transactions, not events."""
+        reading = self._reading.get(tp)
+        if reading is None or position_of(offset) <= reading.position:
+            return None
+        start, reading.position = reading.position, position_of(offset)
+        return Read(tp, reading.turn, None, start, reading.position, [], 0)
+
     def _refused(self, error: KafkaError) -> None:
         match error.code():
-            case KafkaError._PARTITION_EOF | KafkaError._TRANSPORT:
+            case KafkaError._TRANSPORT:
                 return
             case KafkaError._AUTO_OFFSET_RESET | KafkaError.OFFSET_OUT_OF_RANGE:
                 self._fatal = BrokerLost(
