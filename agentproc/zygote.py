@@ -5,9 +5,13 @@
 It has one thread and one blocking socket, so that a fork copies a quiet process: no lock is
 held, no loop is shared, and the memory of the import is shared by all that it forks.
 
-A fork is a double fork. The middle process forks the child, tells the master its pid and ends,
-so the master, a subreaper, adopts the child and owns its exit status. The child does nothing
-before the master is its parent: a PDEATHSIG set earlier would fire when the middle one ends.
+What is forked is a child of the master, which owns its exit status (forking.py). Where the
+system or a thread of the import stands in the way it takes two forks: the process between ends
+at once, and the master, a subreaper, adopts the child. That does nothing before: a PDEATHSIG
+set earlier would fire when the process between ends.
+
+The child tells its pid before anything else can be heard of it. Who forked it tells it too,
+should it have died at birth; the second word is not needed.
 """
 
 import ctypes
@@ -29,7 +33,7 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 
-from streamd.agentproc import process
+from streamd.agentproc import forking, process
 from streamd.app import App
 from streamd.config import bootstrap
 from streamd.errors import StreamdError
@@ -47,7 +51,6 @@ from streamd.wire import (
     Import,
     ImportFailed,
     Message,
-    Plan,
     encode_frame,
 )
 
@@ -72,6 +75,7 @@ class Zygote:
         self._reader = FrameReader()
         self._frames: deque[tuple[int, Message]] = deque()
         self._descriptors: deque[int] = deque()  # received, not yet claimed by a Fork
+        self._forks_for_master = False  # in one step
 
     def run(self) -> int:
         """Import, then fork on request until the master closes the link; the exit code."""
@@ -89,6 +93,7 @@ class Zygote:
             return failed.exit_code
         gc.collect()
         gc.freeze()
+        self._forks_for_master = forking.is_possible()
         self._send(-id, hello)
         while (frame := self._receive()) is not None:
             id, order = frame
@@ -104,24 +109,32 @@ class Zygote:
         # Nothing may arrive at the child before its handlers stand: it would act on the
         # zygote's, or be lost. The process unblocks them itself.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()
         try:
-            middle = os.fork()
-            if middle == 0:
-                self._fork_again(id, order, app, ends)
-            _, status = os.waitpid(middle, 0)
-            if status != 0:
-                # It may have told or not; what it has forked ends with its link.
-                code = os.waitstatus_to_exitcode(status)
-                error = f"the process that forks ended with {code}"
-                self._send(-id, ForkFailed(order.id, error))
+            if self._forks_for_master:
+                pid = forking.fork_for_parent()
+                if pid == 0:
+                    self._become(id, order, app, ends, self._master)
+                self._send(-id, Forked(order.id, pid))
+            else:
+                self._fork_twice(id, order, app, ends)
         except OSError as error:
             self._send(-id, ForkFailed(order.id, fork_error(error)))
         finally:
             for end in ends:
                 os.close(end)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def _fork_twice(self, id: int, order: Fork, app: App, ends: list[int]) -> None:
+        middle = os.fork()
+        if middle == 0:
+            self._fork_again(id, order, app, ends)
+        _, status = os.waitpid(middle, 0)
+        if status != 0:
+            # It may have told or not; what it has forked ends with its link.
+            code = os.waitstatus_to_exitcode(status)
+            error = f"the process that forks ended with {code}"
+            self._send(-id, ForkFailed(order.id, error))
 
     def _fork_again(self, id: int, order: Fork, app: App, ends: list[int]) -> NoReturn:
         """In the middle process: fork the child, tell the master, end."""
@@ -130,12 +143,8 @@ class Zygote:
             middle = os.getpid()
             pid = os.fork()
             if pid == 0:
-                self._become(order.plan, app, ends, middle)
-            failpoint("zygote.before-tell")
-            # Told before the end of this process, which is when the master becomes the
-            # parent: it knows every child before it can see its exit.
+                self._become(id, order, app, ends, middle)
             self._send(-id, Forked(order.id, pid))
-            failpoint("zygote.after-tell")
         except OSError as error:
             self._send(-id, ForkFailed(order.id, fork_error(error)))
         except BaseException:
@@ -144,10 +153,17 @@ class Zygote:
         finally:
             os._exit(code)
 
-    def _become(self, plan: Plan, app: App, ends: list[int], middle: int) -> NoReturn:
-        """In the child: let go of the zygote's things and run the plan."""
-        code = 70
+    def _become(self, id: int, order: Fork, app: App, ends: list[int], parent: int) -> NoReturn:
+        """In the child: let go of the zygote's things and run the plan.
+
+        Args:
+            parent: Who forked it, or whose child it was made.
+        """
+        code, plan = 70, order.plan
         try:
+            failpoint("zygote.before-tell")
+            self._send(-id, Forked(order.id, os.getpid()))
+            failpoint("zygote.after-tell")
             link, log_pipe, page, dump = ends
             os.dup2(log_pipe, 1)
             os.dup2(log_pipe, 2)
@@ -157,7 +173,7 @@ class Zygote:
                 os.close(other)
             self._link.close()
             failpoint("zygote.in-child")
-            if wait_adopted(middle, self._master):
+            if wait_adopted(parent, self._master):
                 failpoint("zygote.adopted")
                 reset_process(plan.process)
                 code = process.run(plan, app, process.Ends(link, page, dump))
@@ -223,13 +239,13 @@ def describe_failure(app: str, error: BaseException) -> ImportFailed:
     )
 
 
-def wait_adopted(middle: int, master: int) -> bool:
-    """Wait until the middle process has ended; False unless the master is the parent then.
+def wait_adopted(parent: int, master: int) -> bool:
+    """Wait until the master is the parent of this process; False: it is dead.
 
-    Takes as long as the middle process needs to end, at most `ADOPTION_S`.
+    Where another process is the parent this takes until that has ended, at most `ADOPTION_S`.
     """
     deadline = time.monotonic() + ADOPTION_S
-    while os.getppid() == middle and time.monotonic() < deadline:
+    while parent != master and os.getppid() == parent and time.monotonic() < deadline:
         time.sleep(0.0002)
     os.setsid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -241,7 +257,7 @@ def reset_process(name: str) -> None:
     """Undo what a process inherits from the one that imported the app."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(number) is not None:
+        if signal.getsignal(number) not in (None, signal.SIG_DFL):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -229,7 +229,10 @@ class Fork(Message):
 
 
 class Forked(Message):
-    """Zygote → master: the process exists and becomes the master's child."""
+    """Zygote → master: the process exists and becomes the master's child.
+
+    Told by the process itself and by who forked it, in any order.
+    """
 
     id: int
     pid: int

@@ -420,7 +420,7 @@ class Fleet:
             case Forked():
                 self._on_forked(message)
             case ForkFailed():
-                # A middle process that was killed may have told before.
+                # A process that forks and was killed may have told before.
                 if fork := self._forks.pop(message.id, None):
                     fork.close()
                     self._start_failed(fork.child, message.error)
@@ -451,8 +451,10 @@ class Fleet:
             self.spawn_task(self._start(each), f"start {each.name}")
 
     def _on_forked(self, message: Forked) -> None:
+        fork = self._forks.pop(message.id, None)
+        if fork is None:
+            return  # told by both sides of the fork
         failpoint("master.forked")
-        fork = self._forks.pop(message.id)
         try:
             run = self._began(fork.child, message.pid, fork.logs)
         except OSError as error:
@@ -471,7 +473,7 @@ class Fleet:
         fork.link.send(self.owners.frame())
 
     def _on_zygote_lost(self, code: Code, zygote: ZygoteLink) -> None:
-        # What it had forked, the middle processes have told: the link ends after their words.
+        # What it had forked has told, as has who forked it: the link ends after their words.
         lost = [id for id, fork in self._forks.items() if fork.via is zygote]
         for id in lost:
             fork = self._forks.pop(id)

@@ -291,6 +291,8 @@ class Master:
         children = [self._ask_fork(plan) for plan in plans]
         for child in children:
             forked = self.end.take(Forked)
+            while self.children[forked.id].pid == forked.pid:
+                forked = self.end.take(Forked)  # both sides of a fork tell of it
             assert self.children[forked.id] is child
             child.pid = forked.pid
         return children

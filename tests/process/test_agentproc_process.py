@@ -620,6 +620,7 @@ def test_groups_that_read_each_others_tables_do_not_block_each_other(
     ]
 
     for child, table in zip(children, ("left", "right"), strict=False):
+        eventually(lambda: Path(child.plan.address).exists())  # noqa: B023
         eventually(
             lambda: talk(child.plan.address, LookupText(table, "n", -1)) == Found(b"300", 0)  # noqa: B023
         )

@@ -154,14 +154,18 @@ def test_fork_that_fails_is_reported_and_the_zygote_goes_on(start: StartMaster) 
         GOOD
         + """
 import os
-real, left = os.fork, [1]
+from streamd.agentproc import forking
+left = [1]
 
-def fork():
-    if left.pop() if left else 0:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-    return real()
+def failing_once(real):
+    def fork():
+        if left.pop() if left else 0:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real()
+    return fork
 
-os.fork = fork
+os.fork = failing_once(os.fork)
+forking.fork_for_parent = failing_once(forking.fork_for_parent)
 """
     )
     master = start(source)
@@ -172,3 +176,25 @@ os.fork = fork
 
     assert error == "fork failed: Resource temporarily unavailable (EAGAIN)"
     master.fork().wait_ready()
+
+
+def test_a_zygote_with_threads_forks_twice_and_the_master_owns_the_child(
+    start: StartMaster,
+) -> None:
+    threads = """
+import threading, time
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+"""
+    master = start(GOOD + threads)
+    master.import_app()
+    master.declare()
+
+    child = master.fork().wait_ready()
+
+    eventually(lambda: parent_of(child.pid) == os.getpid())
+    child.signal(signal.SIGTERM)
+    assert child.exit_code() == 0
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
