@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import msgspec
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streamd.agentproc.broker import (
@@ -34,7 +34,7 @@ from streamd.agentproc.kafka.markers import (
     unpack_highs,
 )
 from streamd.agentproc.kafka.packs import offset_of, position_of
-from streamd.agentproc.kafka.poller import Passed, Poller, Read, lowest
+from streamd.agentproc.kafka.poller import Passed, Poller, Read
 from streamd.agentproc.kafka.producing import Offsets, Row, Writer
 from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
 from streamd.agentproc.kafka.sources import Highs, Tracer, head_of, sift
@@ -148,12 +148,13 @@ class KafkaSession:
         settings, app_id, group = broker.settings, subscription.app_id, subscription.group
         self._group = f"{app_id}.{group}"
         self._exactly_once = settings.processing_guarantee == "exactly_once"
+        self._topics = sorted({t for names in subscription.agents.values() for t in names})
         self._home = Home(
+            self._topics,
             f"{app_id}-{group}-markers",
             {table: f"{app_id}-{table}-changes" for table in subscription.tables},
             self._exactly_once,
         )
-        self._topics = sorted({t for names in subscription.agents.values() for t in names})
         self._tracer = Tracer({})
         self._markers: dict[int, Marker] = {}  # partition -> the newest
         self._rows: dict[tuple[str, int], dict[bytes, bytes]] = {}  # recovered, not yet loaded
@@ -258,9 +259,8 @@ class KafkaSession:
         async with self._rebalancing:
             partitions = sorted({tp.partition for tp in tps})
             taken = await self._in_thread(self._recovering, self._recover, partitions)
-            lows = await self._in_thread(self._recovering, self._lows, partitions)
             for partition in partitions:
-                self._begin_with(partition, taken[partition], lows)
+                self._begin_with(partition, taken[partition])
             self.partitions = sorted({*self.partitions, *partitions})
             self.generation += 1
             if self._opened is not None and not self._opened.done():
@@ -293,26 +293,14 @@ class KafkaSession:
         self.waits_for = text
         log.info("group %s %s", self._subscription.group, text)
 
-    def _lows(self, partitions: list[int]) -> dict[TP, tuple[int, int]]:
-        consumer = Consumer(
-            options.reader(self._broker.reach, f"{self._group}.recovery", committed=False)
-        )
-        try:
-            tps = [TP(topic, p) for topic in self._topics for p in partitions]
-            return lowest(consumer, tps)
-        finally:
-            consumer.close()
-
-    def _begin_with(
-        self, partition: int, taken: Taken, lows: dict[TP, tuple[int, int]]
-    ) -> None:
+    def _begin_with(self, partition: int, taken: Taken) -> None:
         marker = self._markers[partition] = taken.marker
         for table, rows in taken.rows.items():
             self._rows[table, partition] = rows
         for agent, names in self._subscription.agents.items():
             for topic in names:
                 tp = TP(topic, partition)
-                low = position_of(lows[tp][0])
+                low = position_of(taken.sources[topic].low)
                 stored = marker.positions.get(agent, {}).get(topic)
                 if stored is not None and stored < low:
                     log.warning(
@@ -321,7 +309,7 @@ class KafkaSession:
                         tp, offset_of(low), agent, offset_of(low) - offset_of(stored),
                     )  # fmt: skip
                 self.positions[agent, tp] = max(stored or 0, low)
-                self._ends[tp] = position_of(lows[tp][1])
+                self._ends[tp] = position_of(taken.sources[topic].high)
                 self._highs[tp] = unpack_highs(marker.highs.get(topic, []))
                 self._passed[tp] = deque()
                 self._skipped[tp] = {}

@@ -32,7 +32,7 @@ def reader(reach: Options, group: str, *, committed: bool) -> Options:
         "auto.offset.reset": "error",
         "isolation.level": "read_committed" if committed else "read_uncommitted",
         "fetch.queue.backoff.ms": 1,
-        "fetch.wait.max.ms": 100,
+        "fetch.wait.max.ms": 10,
         "queued.max.messages.kbytes": 16_384,
         "enable.partition.eof": True,
     }

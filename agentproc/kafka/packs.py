@@ -7,8 +7,10 @@ holds the count, so that lag can be told without opening a pack.
 A position is `offset << 10 | index in the pack`; a plain record is a pack of one.
 """
 
+import itertools
 from array import array
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -127,26 +129,23 @@ def cut(output: Output, tracer: Tracer) -> Iterator[tuple[int, bytes]]:
 def _pieces(output: Output) -> Iterator[tuple[tuple[int, int], int]]:
     """Slices of an output that make a pack each, and their part of an event, 0 mostly."""
     count = len(output.values)
-    bounds = _bounds(output)
+    may_cut = _cuts(output)
+    small = _size(output, 0, count) <= MAX_PACK_BYTES
     start = 0
     while start < count:
         end = min(start + MAX_PACK_EVENTS, count)
-        # Cheap where values are small, which is the rule.
-        while end - start > 1 and _size(output, start, end) > MAX_PACK_BYTES:
+        while not small and end - start > 1 and _size(output, start, end) > MAX_PACK_BYTES:
             end = start + (end - start) // 2
-        if end < count and bounds is not None:
-            whole = end
-            while whole > start and not bounds[whole]:
-                whole -= 1
-            if whole == start:
-                stop = end
-                while stop < count and not bounds[stop]:
-                    stop += 1
-                yield from _parts(output, start, stop)
-                start = stop
-                continue
-            end = whole
-        yield (start, end), 0
+        whole = end
+        while start < whole < count and not may_cut(whole):
+            whole -= 1
+        if whole > start:
+            yield (start, whole), 0
+            start = whole
+            continue
+        while end < count and not may_cut(end):
+            end += 1
+        yield from _parts(output, start, end)
         start = end
 
 
@@ -169,19 +168,20 @@ def _size(output: Output, start: int, end: int) -> int:
     return sum(map(len, filter(None, values))) + sum(map(len, filter(None, keys)))
 
 
-def _bounds(output: Output) -> list[bool] | None:
-    """For each record: does another event's begin with it? None: cut anywhere."""
-    if output.sources is None:
-        return None
-    bounds: list[bool] = []
-    for segment in output.sources:
-        positions = segment.positions
-        if positions is None:
-            bounds += [True] * segment.count
-        else:
-            bounds.append(True)
-            bounds += [a != b for a, b in zip(positions, positions[1:], strict=False)]
-    return bounds
+def _cuts(output: Output) -> Callable[[int], bool]:
+    """Tells whether a pack may begin with a record: whether another event's do."""
+    segments = output.sources
+    if segments is None:
+        return lambda index: True
+    ends = list(itertools.accumulate(segment.count for segment in segments))
+
+    def may_cut(index: int) -> bool:
+        at = bisect_right(ends, index)
+        positions = segments[at].positions
+        inside = index - (ends[at - 1] if at else 0)
+        return inside == 0 or positions is None or positions[inside] != positions[inside - 1]
+
+    return may_cut
 
 
 def _runs(output: Output, start: int, end: int, part: int, tracer: Tracer) -> list[Run] | None:

@@ -13,12 +13,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from confluent_kafka import (
-    OFFSET_INVALID,
     Consumer,
     KafkaError,
     KafkaException,
@@ -484,12 +483,3 @@ class Stamps(Sequence[float]):
         if isinstance(index, slice):
             return Stamps(self._records[index])
         return self._records[index].timestamp()[1] / 1000
-
-
-def lowest(consumer: Consumer, tps: Iterable[TP]) -> dict[TP, tuple[int, int]]:
-    """The first and the next offset of each partition; blocks."""
-    ends = {}
-    for tp in tps:
-        low, high = consumer.get_watermark_offsets(TopicPartition(*tp), timeout=30)
-        ends[tp] = (max(low, 0), high if high != OFFSET_INVALID else 0)
-    return ends

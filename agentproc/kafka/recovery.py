@@ -44,11 +44,19 @@ PROGRESS_S = 1.0
 TRIES = 5
 
 
+class Extent(NamedTuple):
+    """What a partition holds: from `low` up to, and without, `high`."""
+
+    low: int
+    high: int
+
+
 @dataclass(slots=True)
 class Taken:
     """A partition of a group that was taken over."""
 
     marker: Marker  # this incarnation's claim
+    sources: dict[str, Extent]  # topic -> what it holds
     rows: dict[str, dict[bytes, bytes]]  # table -> key -> value
     ends: dict[str, int] = field(default_factory=dict)  # changelog -> its end after the claim
 
@@ -56,6 +64,7 @@ class Taken:
 class Home(NamedTuple):
     """Where a group keeps what it has."""
 
+    sources: list[str]  # topics that it reads
     markers: str  # topic
     changelogs: dict[str, str]  # table -> topic
     committed: bool  # transactions: what is not committed is never seen
@@ -108,14 +117,19 @@ class Recovery:
 
     def _take(self, partitions: list[int]) -> dict[int, Taken]:
         home = self._home
+        # All ends in this order, before anything is fetched: behind a fetch they would wait.
+        # Whatever a marker below its end covers lies below the ends that are asked for later.
         ends = self._ends(TP(home.markers, partition) for partition in partitions)
-        found = self._markers(ends)
-        before = {partition: newest(found[partition]) for partition in partitions}
         tables = self._ends(
             TP(topic, partition)
             for topic in home.changelogs.values()
             for partition in partitions
         )
+        sources = self._ends(
+            TP(topic, partition) for topic in home.sources for partition in partitions
+        )
+        found = self._markers(ends)
+        before = {partition: newest(found[partition]) for partition in partitions}
         failpoint("kafka.before-restore")
         rows, repairs = self._rows(before, tables)
         failpoint("kafka.before-repair")
@@ -151,7 +165,8 @@ class Recovery:
             tables_of = {
                 table: rows[TP(topic, partition)] for table, topic in home.changelogs.items()
             }
-            taken[partition] = Taken(claim, tables_of, logs)
+            holds = {topic: sources[TP(topic, partition)] for topic in home.sources}
+            taken[partition] = Taken(claim, holds, tables_of, logs)
         failpoint("kafka.before-claim")
         self._put(claims)
         failpoint("kafka.after-claim")
@@ -159,7 +174,7 @@ class Recovery:
         return taken
 
     def _drop_rivals(
-        self, taken: dict[int, Taken], ends: "dict[TP, Extent]", before: dict[int, Marker]
+        self, taken: dict[int, Taken], ends: dict[TP, Extent], before: dict[int, Marker]
     ) -> None:
         """See that nobody else wrote a marker since they were read; forget old markers."""
         home = self._home
@@ -178,7 +193,7 @@ class Recovery:
 
     # Reading.
 
-    def _markers(self, extents: "dict[TP, Extent]") -> dict[int, list[Marker]]:
+    def _markers(self, extents: dict[TP, Extent]) -> dict[int, list[Marker]]:
         found: dict[int, list[Marker]] = {tp.partition: [] for tp in extents}
         for tp, _, _, value, _ in self._records(extents, "markers"):
             if value is not None:
@@ -192,7 +207,7 @@ class Recovery:
         return found
 
     def _rows(
-        self, before: dict[int, Marker], extents: "dict[TP, Extent]"
+        self, before: dict[int, Marker], extents: dict[TP, Extent]
     ) -> tuple[dict[TP, dict[bytes, bytes]], dict[TP, dict[bytes, bytes | None]]]:
         """The rows that count, and what is to be written again for those that came later."""
         rows: dict[TP, dict[bytes, bytes]] = {tp: {} for tp in extents}
@@ -216,8 +231,8 @@ class Recovery:
         return rows, repairs
 
     def _records(
-        self, extents: "dict[TP, Extent]", what: str
-    ) -> "Iterable[tuple[TP, int, bytes, bytes | None, bytes]]":
+        self, extents: dict[TP, Extent], what: str
+    ) -> Iterable[tuple[TP, int, bytes, bytes | None, bytes]]:
         """Every record of the extents: partition, offset, key, value, stamp."""
         consumer = self._consumer
         wanted = {tp: extent for tp, extent in extents.items() if extent.low < extent.high}
@@ -229,7 +244,11 @@ class Recovery:
         consumer.assign([TopicPartition(*tp, extent.low) for tp, extent in wanted.items()])
         tps = {(tp.topic, tp.partition): tp for tp in wanted}
         while wanted:
-            messages: list[Any] = list(consumer.consume(CHUNK_RECORDS, 0.05))
+            first: Any = consumer.poll(0.05)
+            messages: list[Any] = []
+            if first is not None:
+                # `consume` alone would wait its whole time for a full chunk.
+                messages = [first, *consumer.consume(CHUNK_RECORDS - 1, 0)]
             now = time.monotonic()
             if messages:
                 heard_at = now
@@ -266,7 +285,7 @@ class Recovery:
                 self._progress(_progress(count, total, now - began_at, what))
         consumer.unassign()
 
-    def _ends(self, tps: Iterable[TP]) -> "dict[TP, Extent]":
+    def _ends(self, tps: Iterable[TP]) -> dict[TP, Extent]:
         return {tp: Extent(*self._watermarks(tp)) for tp in tps}
 
     def _high(self, tp: TP) -> int:
@@ -284,13 +303,6 @@ class Recovery:
                 if not (cause.retriable() or cause.code() in _PASSING):
                     raise BrokerError(f"{tp} cannot be read: {cause.str()}") from None
                 self._progress(f"waits for the broker: {cause.str()}")
-
-
-class Extent(NamedTuple):
-    """What a partition holds: from `low` up to, and without, `high`."""
-
-    low: int
-    high: int
 
 
 _HOPELESS = (
