@@ -81,6 +81,7 @@ class LogProcess:
         self._appending: asyncio.Task[None] | None = None
         self._in_trouble = ""  # what was told last
         self._closing = False
+        self._kept_s: float | None = None  # by topics that name no retention; None: for ever
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Open, serve until `stopping`, close with an empty WAL.
@@ -132,6 +133,7 @@ class LogProcess:
         """Answer what comes over the link to the master."""
         if isinstance(message, Declare):
             await self._broker.declare(message.topics, message.tables, message.groups)
+            self._kept_s = message.retention_s
             return Done()
         return await self._answer(link, message)
 
@@ -206,7 +208,7 @@ class LogProcess:
         self._watch_disk()
         try:
             await run(checkpointer.step)
-            while await self._broker.write(trim_step, time.time()):
+            while await self._broker.write(trim_step, time.time(), self._kept_s):
                 await asyncio.sleep(0)
             self._recovered()
         except LogDamaged:

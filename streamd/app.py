@@ -14,6 +14,7 @@ from streamd.agents import Agent, Replies, Sink, labels
 from streamd.codecs import Codec, codec_for, type_name
 from streamd.commands import AppCommand
 from streamd.cron import Cron
+from streamd.discovery import discover
 from streamd.errors import AppError
 from streamd.groups import APP_GROUP, RESERVED, Group, home_of, work_out
 from streamd.tables import Table as TableObject
@@ -34,6 +35,7 @@ class Timer:
     cron: Cron | None  # of a cron job
     on_leader: bool
     group: str = APP_GROUP  # worked out when the app is complete
+    names_zone: bool = True  # of a cron job; else its zone is the setting `timezone`
 
     @property
     def schedule(self) -> str:
@@ -147,7 +149,6 @@ class App:
         partitions: int | None = None,
         retention: float | None = None,
         packed: bool | None = None,
-        internal: bool = False,
         **unused: Any,
     ) -> Topic:
         """Declare a topic.
@@ -164,11 +165,19 @@ class App:
             raise AppError(f"app.topic() takes one name, not {names!r}: declare several topics")
         self._note_unused("topic", unused)
         if known := self.topics.get(names[0]):
-            if value_type is not None and value_type is not known.value_type:
-                raise AppError(
-                    f"topic {names[0]!r} is declared with value_type {type_name(value_type)!r} "
-                    f"and with {type_name(known.value_type)!r}: one topic has one type"
-                )
+            said = {
+                "key_type": (key_type, known.key_type),
+                "value_type": (value_type, known.value_type),
+                "partitions": (partitions, known.partitions),
+                "retention": (seconds_of(retention), known.retention_s),
+                "packed": (packed, known.packed),
+            }
+            for keyword, (now, before) in said.items():
+                if now is not None and now != before:
+                    raise AppError(
+                        f"topic {names[0]!r} is declared with {keyword} {_word(before)} and "
+                        f"with {_word(now)}: one topic is declared in one way"
+                    )
             return known
         topic = self._make_topic(
             names[0], key_type, value_type, key_serializer, value_serializer,
@@ -215,12 +224,29 @@ class App:
         if callable(channel) and not isinstance(channel, (Topic, str)):
             return self.agent()(channel)
         self._note_unused("agent", unused)
+        of_topic = [
+            keyword
+            for keyword, value in {
+                "key_type": key_type,
+                "value_type": value_type,
+                "key_serializer": key_serializer,
+                "value_serializer": value_serializer,
+                "partitions": partitions,
+            }.items()
+            if value is not None
+        ]
 
         def decorate(fun: Function) -> Agent:
             full = name or f"{finder.canonical_module(fun.__module__)}.{fun.__name__}"
             if full in self.agents:
                 raise AppError(f"two agents are named {full!r}: give one of them name=")
             topic = channel if isinstance(channel, Topic) else None
+            if topic is not None and of_topic:
+                raise AppError(
+                    f"agent {full!r} is given topic {topic.name!r} and {of_topic[0]}=, which "
+                    "says how its own topic would be",
+                    remedy=f"give {of_topic[0]}= to app.topic(...)",
+                )
             if isinstance(channel, str):
                 topic = self.topic(
                     channel, key_type=key_type, value_type=value_type,
@@ -277,6 +303,7 @@ class App:
         self, fun: Function | None = None, *, on_leader: bool = False, **unused: Any
     ) -> Any:
         """Run a function once, as soon as the app is fully operational."""
+        self._note_unused("task", unused)
         if fun is None:
             return lambda fun: self._add_timer("task", fun, on_leader=on_leader)
         return self._add_timer("task", fun, on_leader=on_leader)
@@ -290,6 +317,7 @@ class App:
         **unused: Any,
     ) -> Callable[[Function], Function]:
         """Run a function every `interval` seconds; the first time after one interval."""
+        self._note_unused("timer", unused)
         seconds = interval.total_seconds() if hasattr(interval, "total_seconds") else interval
         if not isinstance(seconds, (int, float)) or not seconds > 0:
             raise AppError(f"app.timer({interval!r}): expected a number of seconds above 0")
@@ -308,14 +336,17 @@ class App:
         """Run a function at the times of a cron expression.
 
         Args:
-            tz: A zone: ZoneInfo, pytz, or its name; UTC where it is left out.
+            tz: A zone: ZoneInfo, pytz, or its name; the setting `timezone` where left out.
             on_leader: Run in one process of the whole app only.
 
         Raises:
             ConfigError: The expression or the zone is wrong.
         """
-        cron = Cron(cron_format, tz if tz is not None else timezone)
-        return lambda fun: self._add_timer("crontab", fun, on_leader=on_leader, cron=cron)
+        zone = tz if tz is not None else timezone
+        cron = Cron(cron_format, zone)
+        return lambda fun: self._add_timer(
+            "crontab", fun, on_leader=on_leader, cron=cron, names_zone=zone is not None
+        )
 
     def page(
         self,
@@ -328,6 +359,7 @@ class App:
         """Serve an async function or a View class under a path; `{x}` parts are match_info."""
         if not path.startswith("/"):
             raise AppError(f"the page path {path!r} does not begin with '/'")
+        self._note_unused("page", unused)
 
         def decorate(target: Any) -> Any:
             route: TableRoute | None = getattr(target, "__streamd_route__", None)
@@ -446,6 +478,10 @@ class App:
         if self._finalized:
             return
         self._finalized = True
+        discover(self.settings.autodiscover, self.settings.app_origin or self.package)
+        for timer in self.timers:
+            if timer.cron is not None and not timer.names_zone:
+                timer.cron = Cron(timer.cron.expr, self.settings.timezone)
         for name, label in labels(list(self.agents)).items():
             self.agents[name].label = label
         for agent in self.agents.values():
@@ -628,15 +664,14 @@ class App:
         owned: bool,
         packed: bool | None = None,
     ) -> Topic:
-        if hasattr(retention, "total_seconds"):
-            retention = retention.total_seconds()
         if partitions is not None and (not isinstance(partitions, int) or partitions < 1):
             raise AppError(f"topic {name!r} has partitions={partitions!r}: expected 1 or more")
         return Topic(
             self, name,
             key_type=key_type, value_type=value_type,
             key_serializer=key_serializer, value_serializer=value_serializer,
-            partitions=partitions, retention_s=retention, owned=owned, packed=packed,
+            partitions=partitions, retention_s=seconds_of(retention), owned=owned,
+            packed=packed,
         )  # fmt: skip
 
     def _page_id(self, path: str, name: str) -> int:
@@ -654,10 +689,16 @@ class App:
         interval_s: float = 0.0,
         cron: Cron | None = None,
         name: str | None = None,
+        names_zone: bool = True,
     ) -> Function:
         if not inspect.iscoroutinefunction(fun):
             raise AppError(f"{kind} {fun.__name__!r} is not an async function")
-        self.timers.append(Timer(name or fun.__name__, kind, fun, interval_s, cron, on_leader))
+        self.timers.append(
+            Timer(
+                name or fun.__name__, kind, fun, interval_s, cron, on_leader,
+                names_zone=names_zone,
+            )
+        )  # fmt: skip
         return fun
 
     def _note_unused(self, what: str, unused: Mapping[str, Any]) -> None:
@@ -721,6 +762,16 @@ class App:
                     f"{names[shared]}, but run in different processes, which share no globals; "
                     "keep it in a table, or give them one group="
                 )
+
+
+def seconds_of(span: Any) -> float | None:
+    """A span of time, as a number of seconds or a timedelta, in seconds."""
+    seconds: float | None = span.total_seconds() if hasattr(span, "total_seconds") else span
+    return seconds
+
+
+def _word(value: Any) -> str:
+    return repr(type_name(value)) if isinstance(value, type) else repr(value)
 
 
 def _calling_module() -> str:

@@ -324,7 +324,10 @@ class Settings:
     web_bind = Setting(TEXT, "127.0.0.1", "Address to listen on.", short="-b")
     web_port = Setting(PORT, 6066, "Port to listen on; 0 takes a free one.", short="-p")
     web_host = Setting(
-        optional(TEXT), None, "Name by which other hosts reach this one. [default: host name]"
+        optional(TEXT),
+        None,
+        "Name by which other hosts reach this one; a request's Host header may have it. "
+        "[default: host name]",
     )
     web_hosts = Setting(
         NAMES, [], "Further names that a request's Host header may have, besides this host's."

@@ -455,6 +455,7 @@ class Declare(Message):
     topics: list[TopicInfo]
     tables: list[TableInfo]
     groups: list[GroupInfo]
+    retention_s: float | None = None  # of topics that name none; None: for ever
 
 
 class Fetch(Message):

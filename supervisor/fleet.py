@@ -968,12 +968,13 @@ def is_same_app(before: Hello, now: Hello) -> bool:
     )
 
 
-def declaration(hellos: Iterable[Hello]) -> Declare:
+def declaration(hellos: Sequence[Hello]) -> Declare:
     """What the log is to make and know for all of these at once; the last word counts."""
     topics = {topic.name: topic for hello in hellos for topic in hello.topics}
     tables = {table.name: table for hello in hellos for table in hello.tables}
     groups = [group for hello in hellos for group in hello.groups]
-    return Declare(list(topics.values()), list(tables.values()), groups)
+    kept_s = hellos[-1].settings["topic_retention"]
+    return Declare(list(topics.values()), list(tables.values()), groups, kept_s)
 
 
 def yield_to_others(pid: int, nice: int) -> None:

@@ -36,12 +36,13 @@ class WebOptions(msgspec.Struct, frozen=True):
         given = {name: value for name, value in settings.items() if value is not None}
         usual = cls()
         most = MAX_FRAME_BYTES - FRAME_ROOM_BYTES
+        hosts = [*given.get("web_hosts", ()), given.get("web_host", "")]
         return cls(
             max_body_bytes=min(int(given.get("web_max_body", usual.max_body_bytes)), most),
             timeout_s=float(given.get("web_timeout", usual.timeout_s)),
             token=str(given.get("web_token", "")),
             bind=str(given.get("web_bind", usual.bind)),
-            hosts=frozenset(str(host).lower() for host in given.get("web_hosts", ())),
+            hosts=frozenset(str(host).lower() for host in hosts if host),
             access_log=bool(given.get("web_access_log", False)),
         )
 

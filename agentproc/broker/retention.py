@@ -2,10 +2,11 @@
 
 A topic that the app owns keeps what one of its reading agents has not committed, and, if it has
 a retention of its own, what is younger. A named topic, and one that nobody reads, keeps what is
-younger than its retention, and what a reading agent has not committed. Whole packs go, a few in
-a turn.
+younger than its retention, or that of the settings, and what a reading agent has not committed.
+Whole packs go, a few in a turn.
 """
 
+import math
 from typing import Any
 
 from streamd.agentproc.broker.catalog import Topic
@@ -14,15 +15,15 @@ from streamd.agentproc.broker.schema import OFFSET_BITS, query
 from streamd.agentproc.broker.writer import Writer
 from streamd.failpoints import failpoint
 
-DEFAULT_RETENTION_S = 7 * 24 * 3600.0
 PACKS_A_TURN = 64
 
 
-def trim_step(writer: Writer, now: float) -> bool:
+def trim_step(writer: Writer, now: float, usual_s: float | None) -> bool:
     """Delete up to 64 packs of each partition that has some to forget, in one turn.
 
     Args:
         now: unix seconds.
+        usual_s: How long topics keep their records that name no time; None: for ever.
 
     Returns:
         True if there is more to delete.
@@ -30,7 +31,7 @@ def trim_step(writer: Writer, now: float) -> bool:
     old: list[tuple[int, int, int]] = []
     more = False
     for topic in writer.catalog.topics.values():
-        for tp_id, low, limit, cutoff in _limits(writer, topic, now):
+        for tp_id, low, limit, cutoff in _limits(writer, topic, now, usual_s):
             packs = _old_packs(writer, tp_id, limit, cutoff)
             if packs:
                 new_low = (packs[-1][0] & OFFSET_MASK) + packs[-1][1]
@@ -49,7 +50,9 @@ def trim_step(writer: Writer, now: float) -> bool:
     return more
 
 
-def _limits(writer: Writer, topic: Topic, now: float) -> list[tuple[int, int, int, float]]:
+def _limits(
+    writer: Writer, topic: Topic, now: float, usual_s: float | None
+) -> list[tuple[int, int, int, float]]:
     """For each partition: id, low, the offset that stays, the age that stays (exclusive)."""
     readers = [
         agent
@@ -57,10 +60,11 @@ def _limits(writer: Writer, topic: Topic, now: float) -> list[tuple[int, int, in
             writer.db, "SELECT agent FROM reading WHERE topic = ?", (topic.name,)
         )
     ]
-    kept_s = topic.retention_s
-    if kept_s is None and not (topic.owned and readers):
-        kept_s = DEFAULT_RETENTION_S
-    cutoff = float("inf") if kept_s is None else now - kept_s
+    cutoff = math.inf
+    if topic.retention_s is not None:
+        cutoff = now - topic.retention_s
+    elif not (topic.owned and readers):
+        cutoff = -math.inf if usual_s is None else now - usual_s
     # An agent that has no position yet has read nothing.
     committed: list[Any] = query(
         writer.db,

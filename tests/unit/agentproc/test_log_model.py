@@ -28,7 +28,7 @@ from streamd.agentproc.broker.pack import (
 )
 from streamd.agentproc.broker.placing import Placing, placed
 from streamd.agentproc.broker.reader import Reader
-from streamd.agentproc.broker.retention import DEFAULT_RETENTION_S, trim_step
+from streamd.agentproc.broker.retention import trim_step
 from streamd.agentproc.broker.schema import FORMAT, log_path, query
 from streamd.agentproc.broker.turnstile import Turnstile
 from streamd.agentproc.broker.wal import Checkpointer
@@ -40,6 +40,7 @@ from streamd.partition import partition_for
 from streamd.wire import AgentInfo, GroupInfo, OutRecord, TopicInfo
 
 T0 = TP("t", 0)
+WEEK_S = 7 * 24 * 3600.0
 GROUP = [GroupInfo("g", [AgentInfo("reader", "reader", ["t"], 1, "retry", "")], [], 1, "")]
 
 keys = st.none() | st.binary(max_size=4)
@@ -159,7 +160,7 @@ def test_the_log_is_a_list_that_is_cut_at_its_beginning(
                     assert log.read_from(position) == model[position:]
                 case "trim":
                     log.settle(low + int(argument * (len(model) - low)))
-                    while trim_step(log.writer, time.time()):
+                    while trim_step(log.writer, time.time(), WEEK_S):
                         continue
                     settled = low + int(argument * (len(model) - low))
                     new_low = log.low()
@@ -214,15 +215,15 @@ def test_a_named_topic_keeps_its_age_and_what_is_not_committed(
         writer.append([output(b"1", b"2", at=at)], False)
     first_tp = writer.catalog.topics["t"].first_tp
 
-    trim_step(writer, 1000.0)
+    trim_step(writer, 1000.0, WEEK_S)
     assert reader.extents()[first_tp][0] == 0
 
     writer.commit(Checkpoint(positions={("reader", T0): 3}), None)
-    trim_step(writer, 1000.0)
+    trim_step(writer, 1000.0, WEEK_S)
     assert reader.extents()[first_tp][0] == 2
 
     writer.commit(Checkpoint(positions={("reader", T0): 6}), None)
-    trim_step(writer, 1000.0)
+    trim_step(writer, 1000.0, WEEK_S)
     assert reader.extents()[first_tp][:2] == (4, 6)
 
 
@@ -237,11 +238,11 @@ def test_an_owned_topic_keeps_what_its_slowest_reader_has_not_committed(
     first_tp = writer.catalog.topics["t"].first_tp
 
     writer.commit(Checkpoint(positions={("fast", T0): 4}), None)
-    trim_step(writer, time.time())
+    trim_step(writer, time.time(), WEEK_S)
     assert reader.extents()[first_tp][0] == 0
 
     writer.commit(Checkpoint(positions={("slow", T0): 2}), None)
-    trim_step(writer, time.time())
+    trim_step(writer, time.time(), WEEK_S)
     assert reader.extents()[first_tp][:2] == (2, 4)
 
 
@@ -250,12 +251,21 @@ def test_an_owned_topic_that_nobody_reads_is_kept_for_a_week(
 ) -> None:
     writer.declare([TopicInfo("t", 2, True, None, "", "")], [], [])
     now = time.time()
-    writer.append([output(b"old", at=now - DEFAULT_RETENTION_S - 1)], False)
+    writer.append([output(b"old", at=now - WEEK_S - 1)], False)
     writer.append([output(b"new", at=now)], False)
 
-    trim_step(writer, now)
+    trim_step(writer, now, WEEK_S)
 
     assert reader.extents()[writer.catalog.topics["t"].first_tp][:2] == (1, 2)
+
+
+def test_what_is_kept_for_ever_is(writer: Writer, reader: Reader) -> None:
+    writer.declare([TopicInfo("t", 2, False, None, "", "")], [], [])
+    writer.append([output(b"old", at=10.0)], False)
+
+    trim_step(writer, time.time(), None)
+
+    assert reader.extents()[writer.catalog.topics["t"].first_tp][:2] == (0, 1)
 
 
 def test_trimming_goes_in_small_turns_and_gives_the_bytes_back(
@@ -267,7 +277,7 @@ def test_trimming_goes_in_small_turns_and_gives_the_bytes_back(
     writer.commit(Checkpoint(positions={("reader", T0): 150}), None)
 
     turns = 0
-    while trim_step(writer, time.time()):
+    while trim_step(writer, time.time(), WEEK_S):
         turns += 1
 
     assert turns == 2
@@ -279,7 +289,7 @@ def test_a_reader_below_the_low_goes_on_at_the_low(writer: Writer, reader: Reade
     for n in range(3):
         writer.append([output(b"%d" % n)], False)
     writer.commit(Checkpoint(positions={("reader", T0): 2}), None)
-    trim_step(writer, time.time())
+    trim_step(writer, time.time(), WEEK_S)
 
     batch = reader.fetch("t", 0, 0, 10, 1 << 20)
 

@@ -38,7 +38,7 @@ BEFORE = Hello(
         ModelInfo("Word", [("text", "str", None), ("n", "int", "1")], ""),
         ModelInfo("Unused", [("text", "str", None)], ""),
     ],
-    settings={"datadir": "/d", "broker": "embedded://", "grace": 10.0},
+    settings={"datadir": "/d", "broker": "embedded://", "topic_retention": 60.0},
     settings_shown=[SettingInfo("grace", "10s", "default")],
     warnings=[],
 )
@@ -170,11 +170,13 @@ def test_while_both_run_the_log_knows_the_readers_of_both() -> None:
     now = but(
         groups=[GroupInfo("split", [SPLIT], [], 1, ""), APP],
         topics=[msgspec.structs.replace(WORDS, retention_s=5.0)],
+        settings={**BEFORE.settings, "topic_retention": None},
     )
 
     told = declaration([BEFORE, now])
 
     assert [topic.retention_s for topic in told.topics] == [5.0]
+    assert told.retention_s is None  # as the new code says
     assert {agent.name for group in told.groups for agent in group.agents} == {
         "proj.count", "proj.split"
     }  # fmt: skip
