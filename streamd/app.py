@@ -598,6 +598,7 @@ class App:
             on_error=agent.on_error or self.settings.on_error,
             help=agent.help,
             sends=sorted(named - set(agent.get_topic_names())),
+            tables=sorted(used.tables),
         )
 
     def _table_info(self, table: TableObject) -> wire.TableInfo:

@@ -70,6 +70,7 @@ class AgentInfo(Message):
     on_error: str
     help: str
     sends: list[str] = []  # topics that its function names, so may send to
+    tables: list[str] = []  # tables that its function names, its group's or another's
 
 
 class TableInfo(Message):

@@ -431,9 +431,10 @@ class Master:
         try:
             async with asyncio.timeout(grace_s):
                 await self._end_warm(self._kind("web"), WEB_GOODBYE_S)
-                groups = [group.name for group in fleet.hello.groups] if fleet.hello else []
-                for group in policy.stop_order(groups):
-                    await self._end_warm(fleet.of_group(group))
+                for rank in policy.stop_ranks(fleet.hello.groups if fleet.hello else []):
+                    await self._end_warm(
+                        [child for group in rank for child in fleet.of_group(group)]
+                    )
                 await self._end_warm(fleet.agents)
                 failpoint("master.stopping")
                 await self._end_warm(self._kind("zygote"))

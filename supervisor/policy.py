@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from streamd.wire import Suspect
+from streamd.wire import GroupInfo, Suspect
 
 BUDGET_CRASHES = 5
 BUDGET_WINDOW_S = 60.0
@@ -280,6 +280,41 @@ def stop_order(groups: Sequence[str]) -> list[str]:
     ['app', 'split', 'count']
     """
     return list(reversed(start_order(groups)))
+
+
+def stop_ranks(groups: Sequence[GroupInfo]) -> list[list[str]]:
+    """The groups that are stopped together, in the order of `stop_order`.
+
+    A group waits for those that send to it or read a table of it, as far as is known; of groups
+    that need each other the first is stopped first.
+
+    Args:
+        groups: All groups, sources first.
+    """
+    readers: dict[str, set[str]] = {}  # topic -> groups
+    for group in groups:
+        for agent in group.agents:
+            for topic in agent.topics:
+                readers.setdefault(topic, set()).add(group.name)
+    holders = {table: group.name for group in groups for table in group.tables}
+    needs: dict[str, set[str]] = {group.name: set() for group in groups}
+    for group in groups:
+        for agent in group.agents:
+            needs[group.name].update(*(readers.get(topic, ()) for topic in agent.sends))
+            needs[group.name] |= {holders[table] for table in agent.tables if table in holders}
+        needs[group.name].discard(group.name)
+    left = stop_order([group.name for group in groups])
+    ranks = []
+    while left:
+        if left[0] == "app":
+            # What it needs is not known.
+            rank = left[:1]
+        else:
+            needed: set[str] = set().union(*(needs[name] for name in left))
+            rank = [name for name in left if name not in needed] or left[:1]
+        ranks.append(rank)
+        left = [name for name in left if name not in rank]
+    return ranks
 
 
 def dies_with(strategy: Strategy, group: str, groups: Sequence[str]) -> list[str]:

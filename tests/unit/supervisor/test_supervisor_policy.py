@@ -23,7 +23,9 @@ from streamd.supervisor.policy import (
     expand,
     start_order,
     stop_order,
+    stop_ranks,
 )
+from streamd.wire import AgentInfo, GroupInfo
 
 PLACE = ("count", "words", 3, 1042)
 OTHER = ("count", "words", 3, 1043)
@@ -257,6 +259,35 @@ def test_orders() -> None:
 
     assert start_order(groups) == ["report", "count", "split", "app"]
     assert stop_order(groups) == ["app", "split", "count", "report"]
+
+
+def group(name: str, sends: str = "", names: str = "", holds: str = "") -> GroupInfo:
+    agent = AgentInfo(name, name, [name], 1, "retry", "", sends.split(), names.split())
+    return GroupInfo(name, [agent], holds.split(), 1, "")
+
+
+def test_groups_that_do_not_need_each_other_are_stopped_together() -> None:
+    groups = [
+        group("left", sends="count unread"),
+        group("right", sends="count"),
+        group("count", holds="counts"),
+        group("alone"),
+        group("app"),
+    ]
+
+    assert stop_ranks(groups) == [["app"], ["left", "right", "alone"], ["count"]]
+
+
+def test_who_reads_a_table_is_stopped_before_who_has_it() -> None:
+    groups = [group("count", names="counts", holds="counts"), group("look", names="counts")]
+
+    assert stop_ranks(groups) == [["look"], ["count"]]
+
+
+def test_of_groups_that_need_each_other_one_is_stopped_after_the_other() -> None:
+    groups = [group("ping", sends="pong"), group("pong", sends="ping"), group("last")]
+
+    assert stop_ranks(groups) == [["last"], ["ping"], ["pong"]]
 
 
 def test_names_mean_processes_and_groups() -> None:
