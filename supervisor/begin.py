@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ def main() -> NoReturn:
     spec_fd, lock_fd, ready_fd = (int(argument) for argument in sys.argv[1:4])
     guardian = int(os.environ["STREAMD_GUARDIAN"])
     follow_guardian(guardian)
+    faulthandler.enable()
     if cgroup := os.environ["STREAMD_CGROUP"]:
         cgroups.enter(cgroup)
     with open(spec_fd, "rb") as file:

@@ -296,7 +296,7 @@ class Changes:
             raise
         finally:
             if master.phase == "running":
-                master.notify.ready(master.snapshots.sentence("running"))
+                master.notify.reloaded(master.snapshots.sentence("running"))
         hello = self._fleet.hello
         assert before is not None and hello is not None
         self._take_autos(before, hello)

@@ -1,7 +1,8 @@
 """What an instance claims on its host: its name, the data directory and the web port.
 
 They are held by the master until its end, so that a second instance is refused before it has
-started anything, and a web process can be replaced without closing the port. The name is
+started anything, and a web process can be replaced without closing the port. The port may be
+claimed by systemd, which hands it over and keeps it open between two masters. The name is
 claimed by the command line, which takes `tree.lock` and leaves it to the tree.
 """
 
@@ -117,6 +118,45 @@ def claim_port(bind: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise _port_error(bind, port, error) from error
+    return listener
+
+
+def given_listeners(environment: dict[str, str]) -> dict[str, socket.socket]:
+    """What systemd handed over, by name; the guardian has told the descriptors.
+
+    Raises:
+        ConfigError: One of them is no socket.
+    """
+    given = {}
+    for pair in filter(None, environment.get("STREAMD_LISTENERS", "").split(":")):
+        number, _, name = pair.partition("=")
+        os.set_inheritable(int(number), False)
+        try:
+            given[name or number] = socket.socket(fileno=int(number))
+        except OSError as error:
+            raise ConfigError(
+                f"descriptor {number} of LISTEN_FDS is no socket: {error.strerror}",
+                remedy="give the socket unit one ListenStream=",
+            ) from error
+    return given
+
+
+def take_web(given: dict[str, socket.socket]) -> socket.socket | None:
+    """The one named "web", else the only one, out of `given`; None: there is none.
+
+    Raises:
+        ConfigError: It takes no connections.
+    """
+    name = "web" if "web" in given else next(iter(given), "")
+    if name not in given or (name != "web" and len(given) > 1):
+        return None
+    listener = given.pop(name)
+    takes_streams = listener.type == socket.SOCK_STREAM
+    if not takes_streams or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ConfigError(
+            f"the socket {name!r} of systemd takes no connections",
+            remedy="ListenStream=127.0.0.1:6066 and Accept=no in the socket unit",
+        )
     return listener
 
 

@@ -29,6 +29,7 @@ else:
     import tree
 
 PASSED = ("TERM", "QUIT", "USR1", "USR2", "TTIN", "TTOU")
+FIRST_LISTENER = 3  # where the descriptors begin that systemd hands over
 
 EXIT_COLD = 3
 EXIT_MASTER_KILLED = 70
@@ -70,7 +71,7 @@ class Guardian:
         return self._end(status)
 
     def _install_handlers(self) -> None:
-        names = [*PASSED, "INT", "TSTP", "CHLD"]
+        names = [*PASSED, "ABRT", "INT", "TSTP", "CHLD"]
         # nohup ignores HUP before it starts us, and means it.
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             names.append("HUP")
@@ -88,7 +89,8 @@ class Guardian:
             environment["STREAMD_NOTIFY_FD"] = str(masters_end.fileno())
             if environment.pop("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
                 environment.pop("WATCHDOG_USEC", None)
-        for fd in self._fds:
+        listeners = self._take_listeners(environment)
+        for fd in (*self._fds, *listeners):
             if fd >= 0:
                 os.set_inheritable(fd, True)
         # -P: the working folder is the user's, and a file in it may have any name.
@@ -105,9 +107,27 @@ class Guardian:
         if self._notify is not None:
             masters_end.close()
         # The command line waits for the end of file of the ready pipe: only the master has it.
-        for fd in (self._fds[0], self._fds[2]):
+        for fd in (self._fds[0], self._fds[2], *listeners):
             if fd > 2:
                 os.close(fd)
+
+    def _take_listeners(self, environment: "dict[str, str]") -> list[int]:
+        """The sockets that systemd listens on for us; the master is told their names.
+
+        They are for one process: variables that name another were only inherited.
+        """
+        owner = environment.pop("LISTEN_PID", "")
+        count = environment.pop("LISTEN_FDS", "")
+        names = environment.pop("LISTEN_FDNAMES", "").split(":")
+        if owner != str(os.getpid()) or not count.isdecimal():
+            return []
+        fds = range(FIRST_LISTENER, FIRST_LISTENER + int(count))
+        listeners = [fd for fd in fds if fd not in self._fds and is_open(fd)]
+        named = [(names + [""] * int(count))[fd - FIRST_LISTENER] for fd in listeners]
+        environment["STREAMD_LISTENERS"] = ":".join(
+            f"{fd}={name}" for fd, name in zip(listeners, named, strict=True)
+        )
+        return listeners
 
     def _master_status(self) -> "os.waitid_result | None":
         """How the master ended; None: it lives. Orphans that have come here are reaped.
@@ -134,6 +154,10 @@ class Guardian:
         elif number == signal.SIGCHLD:
             return
         os.kill(self._master, number)
+        if number == signal.SIGABRT:
+            # systemd's watchdog: the master does not turn. It shows its stacks and dies, also
+            # when it is stopped.
+            os.kill(self._master, signal.SIGCONT)
 
     def _relay(self, notify: socket.socket) -> None:
         message = notify.recv(65536)
@@ -186,6 +210,15 @@ class Guardian:
         except (OSError, ValueError, KeyError):
             return None
         return os.path.join(datadir, "streamd.log") if datadir else None
+
+
+def is_open(fd: int) -> bool:
+    """True if there is such a descriptor."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def has_terminal() -> bool:

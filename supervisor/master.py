@@ -67,6 +67,7 @@ class Master:
     ) -> None:
         self.folder = Folder(Path(spec.folder))
         self._tree_lock = claims.TreeLock(self.folder, lock_fd)
+        self._listeners = claims.given_listeners(environment)
         self.registry = Registry()
         self.logs = open_logs(spec)
         self.fleet = Fleet(spec, self.folder, self.logs, self.registry, self._on_command)
@@ -125,7 +126,7 @@ class Master:
         failpoint("master.locked")
         await self._control.serve()
         self._begin(self._start(), "start")
-        second_at = self._began_at
+        second_at = alive_at = self._began_at
         while self._exit_code is None:
             self._handle_signals()
             now = time.monotonic()
@@ -133,6 +134,9 @@ class Master:
             self._watch.look(now, was_late=late)
             if self.phase == "running":
                 self._recycling.look(now)
+            if now >= alive_at:
+                alive_at = now + min(SECOND_S, self.notify.watchdog_s or SECOND_S)
+                self.notify.alive()
             if now >= second_at:
                 second_at = now + SECOND_S
                 self._keep_lock()
@@ -166,6 +170,21 @@ class Master:
             name = signal.Signals(self._signals.popleft()).name.removeprefix("SIG")
             getattr(self, f"handle_{name.lower()}")()
 
+    def _tell_systemd(self) -> None:
+        sentence = self.snapshots.sentence(self.phase)
+        if self.phase == "running" and not self.notify.is_ready and self._is_up():
+            self.notify.ready(sentence)
+        self.notify.status(sentence)
+        if self.phase != "running" or not self.notify.is_ready or self.changes.is_reloading:
+            self.notify.extend(EXTEND_S)
+
+    def _is_up(self) -> bool:
+        """True if every process runs, or has ended as its restart type says it may."""
+        return all(
+            child.state in (State.RUNNING, State.STOPPED)
+            for child in self.fleet.children.values()
+        )
+
     def _keep_lock(self) -> None:
         try:
             if self._tree_lock.keep():
@@ -194,10 +213,7 @@ class Master:
             told = self.snapshots.build(self.phase, fresh=False)
             web.run.link.send(Snapshot(msgspec.json.encode(told)))
         self.registry.commit()
-        self.notify.status(self.snapshots.sentence(self.phase))
-        self.notify.alive()
-        if self.phase != "running":
-            self.notify.extend(EXTEND_S)
+        self._tell_systemd()
 
     # Signals.
 
@@ -314,7 +330,7 @@ class Master:
         failpoint("master.before-ready")
         self.phase = "running"
         self.changes.open()
-        self.notify.ready(self.snapshots.sentence(self.phase))
+        self._tell_systemd()
         self._progress.tell_ready(self._record.web)
         self.registry.note(
             "INFO",
@@ -344,9 +360,17 @@ class Master:
             self.logs.move_to(Output(str(settings.datadir / "streamd.log")))
         web = ""
         if settings.web_enabled:
-            listener = claims.claim_port(settings.web_bind, settings.web_port)
+            listener = claims.take_web(self._listeners)
+            if listener is not None:
+                log.info("the web port is systemd's: %s", claims.url_of(listener))
+            else:
+                listener = claims.claim_port(settings.web_bind, settings.web_port)
             self.fleet.web_listener = listener
             web = claims.url_of(listener)
+        for name, needless in self._listeners.items():
+            log.warning("the socket %r of systemd serves nothing here: it is closed", name)
+            needless.close()
+        self._listeners.clear()
         self._record = msgspec.structs.replace(
             self._record, app_id=hello.app_id, datadir=str(settings.datadir), web=web
         )

@@ -1,5 +1,8 @@
 """Telling systemd how it goes.
 
+READY=1 comes once every group that is to run does; until then, and while it stops or reloads,
+more time is asked for. WATCHDOG=1 comes from the master's loop alone: it ends when that does.
+
 systemd listens to its main process, the guardian, which passes on what comes through the socket
 of STREAMD_NOTIFY_FD. Without that variable nobody listens, and nothing is sent.
 """
@@ -21,6 +24,7 @@ PRIVATE_VARIABLES = frozenset(
         "LISTEN_FDS",
         "LISTEN_PID",
         "LISTEN_FDNAMES",
+        "STREAMD_LISTENERS",
     }
 )
 
@@ -30,7 +34,9 @@ class Notify:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._socket: socket.socket | None = None
-        self.watchdog_s: float | None = None  # how often to call `alive`
+        self.watchdog_s: float | None = None  # how often to call `alive`, at least
+        self.is_ready = False  # it was told that the instance is up
+        self._sentence = ""  # the last state that was told
         if number := environment.get("STREAMD_NOTIFY_FD"):
             self._socket = socket.socket(fileno=int(number))
             self._socket.set_inheritable(False)
@@ -40,15 +46,26 @@ class Notify:
 
     def ready(self, sentence: str) -> None:
         """Say that the instance is up."""
+        self.is_ready, self._sentence = True, sentence
         self._send(f"READY=1\nSTATUS={sentence}")
 
     def reloading(self) -> None:
-        """Say that a reload begins; `ready` says that it is over."""
+        """Say that a reload begins; what is not up yet reloads unnoticed."""
+        if not self.is_ready:
+            return
         moment_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send(f"RELOADING=1\nMONOTONIC_USEC={moment_us}")
 
+    def reloaded(self, sentence: str) -> None:
+        """Say that the reload is over, however it went."""
+        if self.is_ready:
+            self.ready(sentence)
+
     def status(self, sentence: str) -> None:
-        """Say in a sentence how it is."""
+        """Say in a sentence how it is; nothing where that was the last word."""
+        if sentence == self._sentence:
+            return
+        self._sentence = sentence
         self._send(f"STATUS={sentence}")
 
     def stopping(self) -> None:

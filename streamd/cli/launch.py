@@ -107,7 +107,7 @@ def start(foreground: bool, wait: bool, timeout: float) -> int:
     what already runs is no error.
     """
     options = given()
-    if foreground or os.getpid() == 1 or "NOTIFY_SOCKET" in os.environ:
+    if foreground or os.getpid() == 1 or is_systemds():
         run_foreground(options, "start")
     return run_daemon(options, wait=wait, timeout_s=timeout)
 
@@ -136,6 +136,11 @@ start_command = Command(
         *_web_options(),
     ],
 )
+
+
+def is_systemds() -> bool:
+    """True if systemd started this process and waits for its words or its sockets' service."""
+    return "NOTIFY_SOCKET" in os.environ or os.environ.get("LISTEN_PID") == str(os.getpid())
 
 
 def run_foreground(options: Given, mode: str) -> NoReturn:

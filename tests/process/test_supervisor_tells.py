@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,40 +212,6 @@ def test_a_stop_by_the_verb_ends_the_connection_when_it_is_done() -> None:
             list(house.answers("stop", mode="warm", wait=True))
 
         assert house.wait_exit() == 0
-
-
-@contextlib.contextmanager
-def listener(path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-        end.bind(str(path))
-        end.setblocking(False)
-        yield end
-
-
-def test_systemd_is_told_and_children_cannot_speak_to_it() -> None:
-    with tree_of() as house, listener(house.place / "notify") as systemd:
-        house.start(
-            {"NOTIFY_SOCKET": str(house.place / "notify"), "WATCHDOG_USEC": "1000000"},
-        )
-        house.wait_ready()
-        environment = Path(f"/proc/{house.pid('app#0')}/environ").read_bytes()
-        told: list[bytes] = []
-
-        def watched() -> bool:
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    told.append(systemd.recv(4096))
-            return told.count(b"WATCHDOG=1") >= 2
-
-        eventually(watched)
-        house.signal(signal.SIGTERM)
-        house.wait_exit()
-        watched()
-
-        order = [word.split(b"\n")[0] for word in told]
-        assert order.index(b"READY=1") < order.index(b"STOPPING=1")
-        assert b"NOTIFY" not in environment and b"WATCHDOG" not in environment
-        assert b"STREAMD_GUARDIAN" not in environment
 
 
 def test_an_app_that_cannot_be_imported_is_an_error_that_shows_where() -> None:
