@@ -45,6 +45,7 @@ from streamd.app import App
 from streamd.context import Callback, Lanes, Record, RecordMetadata, current_scope
 from streamd.errors import BrokerError, DecodeError, EncodeError, Fenced, StreamdError
 from streamd.failpoints import failpoint
+from streamd.inplace import watch
 from streamd.tables import Part, Table
 from streamd.topics import Topic
 from streamd.wire import GroupPlan, Owns, Suspect
@@ -203,6 +204,8 @@ class Engine:
                 if partition < (table.partitions or 1)
             }
             table.hold(parts, place_of(self.app, table), checked=self._alone)
+            if self.app.settings.debug:
+                watch(table)
         failpoint("engine.recovered")
 
     # Partitions that come and go.

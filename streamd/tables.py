@@ -101,7 +101,7 @@ class Table(dict[Any, Any]):
     __slots__ = (
         "app", "name", "default", "partitions", "help", "key_type", "value_type",
         "key_codec", "value_codec", "group", "remote", "scattered", "_part", "_parts", "_place",
-        "_plain", "_plain_keys",
+        "_plain", "_plain_keys", "_handed",
     )  # fmt: skip
 
     __hash__ = object.__hash__  # type: ignore[assignment]
@@ -137,6 +137,8 @@ class Table(dict[Any, Any]):
         self._parts: dict[int, Part] = {}  # partition -> what this process holds of it
         self._part: Any = None  # whose events write now: a Part, a Spread, or nobody's
         self._place: Callable[[Any], int] = lambda key: 0  # key -> partition it hashes to
+        # key -> copies that were handed out and their bytes then; only with `debug`
+        self._handed: dict[Any, list[tuple[Any, bytes | None]]] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
