@@ -84,7 +84,7 @@ def test_it_is_told_once_at_the_checkpoint(
     table = watched(checked)
 
     def at_home() -> None:
-        current_scope.set(Home())  # type: ignore[arg-type]
+        current_scope.set(Home())
         code(table)
 
     copy_context().run(at_home)
