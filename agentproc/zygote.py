@@ -263,6 +263,7 @@ def reset_process(name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.unregister(signal.SIGUSR1)
     faulthandler.disable()
+    os.environ["STREAMD_AGENT"] = name  # by which the master knows what it leaves behind
     random.seed()
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()

@@ -304,6 +304,12 @@ class Settings:
         "5m",
         "How long after a process was given up (FATAL) it is tried once more; 0: never.",
     )
+    strays = Setting(
+        choice("keep", "kill"),
+        "keep",
+        "What becomes of what a process has started and left behind when it ends: kept until "
+        "the instance stops; or asked to end, and killed after `grace`.",
+    )
     max_memory = Setting(
         optional(SIZE),
         None,

@@ -19,6 +19,7 @@ from streamd.instance import identify
 from streamd.link import Answer, Link, serve
 from streamd.supervisor import policy
 from streamd.supervisor.changes import AUTO
+from streamd.supervisor.figures import private_bytes, resident_bytes
 from streamd.supervisor.logs import as_data, level_number
 from streamd.wire import Command, Document, Message
 
@@ -98,7 +99,16 @@ class Control:
         strays = self._master.fleet.reaper.strays
         rows = self._master.snapshots.processes()
         for row in rows:
-            row["strays"] = [{"pid": pid, "name": strays[pid].name} for pid in row["strays"]]
+            row["strays"] = [
+                {
+                    "pid": pid,
+                    "name": strays[pid].name,
+                    "origin": strays[pid].origin,
+                    "rss_bytes": resident_bytes(pid),
+                    "private_bytes": private_bytes(pid),
+                }
+                for pid in row["strays"]
+            ]
         yield Document(rows)
 
     async def do_hello(self, args: dict[str, Any]) -> AsyncIterator[Message]:

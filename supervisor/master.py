@@ -37,6 +37,7 @@ from streamd.supervisor.registry import Registry
 from streamd.supervisor.settings import Settings
 from streamd.supervisor.snapshot import Snapshots
 from streamd.supervisor.states import State
+from streamd.supervisor.strays import Strays
 from streamd.supervisor.watch import Watch
 from streamd.wire import Command, Hello, Snapshot
 
@@ -103,6 +104,7 @@ class Master:
         )
         self.changes = Changes(self)
         self._recycling = Recycling(self.fleet, self.changes)
+        self._strays = Strays(self.fleet)
         self.snapshots = self._make_snapshots("")
 
     @property
@@ -206,6 +208,7 @@ class Master:
 
     def _each_second(self, now: float) -> None:
         self.fleet.sweep()
+        self._strays.look(now)
         self.snapshots.tick(now)
         self.changes.follow_lag(now)
         web = self.fleet.children.get("web")
@@ -531,7 +534,7 @@ class Master:
     def _leave_nothing(self) -> None:
         """Kill what is left, wait for it, and tidy the runtime folder up. Blocks."""
         self._control.close()
-        strays = [f"{stray.name} ({stray.pid})" for stray in self.fleet.reaper.strays.values()]
+        strays = [str(stray) for stray in self.fleet.reaper.strays.values()]
         if strays:
             log.info("ending what processes left behind: %s", ", ".join(strays))
         self.fleet.reaper.forget_all()

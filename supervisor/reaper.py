@@ -24,7 +24,12 @@ class Stray:
     pid: int
     name: str
     session: int  # where it has not changed it: the pid of the process that it is from
-    created_at: float  # unix seconds; with the pid, its identity
+    created_at: float  # unix seconds
+    start_ticks: int  # with the pid, its identity
+    origin: str  # the process that it is from, by its environment; "" where that says nothing
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
 
 
 class Reaper:
@@ -112,6 +117,8 @@ def _describe(found: tree.Found) -> Stray:
     try:
         process = psutil.Process(found.pid)
         with process.oneshot():
-            return Stray(found.pid, process.name(), found.session, process.create_time())
+            name, created_at = process.name(), process.create_time()
     except psutil.Error:
-        return Stray(found.pid, found.command, found.session, 0.0)
+        name, created_at = found.command, 0.0
+    origin = tree.variable(found.pid, b"STREAMD_AGENT")
+    return Stray(found.pid, name, found.session, created_at, found.start_ticks, origin)

@@ -22,6 +22,7 @@ class Settings:
     start_limit_s: float
     strategy: Strategy
     fatal_retry_s: float  # 0: never
+    strays: str  # "keep" or "kill"
     max_memory_bytes: int  # 0: no limit
     memory_check_s: float
 
@@ -41,6 +42,7 @@ class Settings:
             float(given["start_limit"]),
             Strategy(given["strategy"]),
             float(given["fatal_retry"]),
+            str(given["strays"]),
             int(given["max_memory"] or 0),
             float(given["memory_check"]),
         )

@@ -11,12 +11,12 @@ from typing import Any
 
 from streamd.supervisor import scaling
 from streamd.supervisor.changes import Changes
-from streamd.supervisor.child import Child, Run
+from streamd.supervisor.child import Child
 from streamd.supervisor.figures import Figures
 from streamd.supervisor.fleet import Fleet
-from streamd.supervisor.reaper import Stray
 from streamd.supervisor.registry import Registry
 from streamd.supervisor.states import State
+from streamd.supervisor.strays import is_from
 from streamd.wire import Hello
 
 SCHEMA = "streamd.status/1"
@@ -147,7 +147,9 @@ class Snapshots:
                 row["retry_in_s"] = round(max(0.0, child.retry_at - time.monotonic()), 1)
             if (run := child.run) is not None:
                 row.update(figures[run.pid])
-                row["strays"] = _strays_of(run, strays)
+                row["strays"] = [
+                    stray.pid for stray in strays if is_from(stray, child.name, run)
+                ]
                 known.update(row["strays"])
                 row["busy_with"] = run.stats.busy_with if run.stats else []
                 row["draining"] = run.draining
@@ -298,7 +300,3 @@ def _problems(children: Iterable[Child]) -> Iterable[dict[str, Any]]:
                 "text": failing.message if failing else f"{child.name} {child.last_exit}",
                 "remedy": (failing and failing.remedy) or f"streamd logs {child.name}",
             }
-
-
-def _strays_of(run: Run, strays: Iterable[Stray]) -> list[int]:
-    return [stray.pid for stray in strays if stray.session == run.pid]

@@ -373,6 +373,12 @@ def _environment(pid: int) -> bytes:
         return b""
 
 
+def variable(pid: int, name: bytes) -> str:
+    """A variable of the environment that a process was started with; "" if it has none."""
+    before, found, after = _environment(pid).partition(b"\0" + name + b"=")
+    return after.partition(b"\0")[0].decode(errors="replace") if found else ""
+
+
 def _file_id(path: "str | Path") -> tuple[int, int] | None:
     try:
         there = os.stat(path)
