@@ -34,6 +34,7 @@ from streamd.agentproc.reads import CommittedTables, ReadServer
 from streamd.agentproc.replying import receive
 from streamd.agentproc.routing import place_of
 from streamd.agentproc.schedule import Job, Schedule
+from streamd.agentproc.sharing import give_back_zeros
 from streamd.agentproc.stacks import write_task_stacks
 from streamd.agentproc.steps import task_factory
 from streamd.agentproc.views import Answers
@@ -42,7 +43,7 @@ from streamd.app import App
 from streamd.config import broker_kind
 from streamd.errors import ConfigError, StreamdError, WireError
 from streamd.link import Answer, Link, adopt, serve
-from streamd.log import push_log, setup_child_logging
+from streamd.log import follow_log, push_log
 from streamd.wire import (
     Draining,
     DumpTasks,
@@ -82,8 +83,10 @@ def run(plan: Plan, app: App, ends: Ends) -> int:
     Signals are blocked when this is called and let in once their handlers stand. The caller
     ends the process by `os._exit`: threads and tasks of the user's may still run then.
     """
-    setup_child_logging(app.settings.loglevel)
+    follow_log()
     loop = uvloop.new_event_loop()
+    # It holds a read buffer of 250 KB.
+    give_back_zeros(loop)
     # uvloop's stubs know neither the keyword arguments nor tasks of any result.
     loop.set_task_factory(task_factory)  # type: ignore[arg-type]
     asyncio.set_event_loop(loop)

@@ -17,7 +17,6 @@ should it have died at birth; the second word is not needed.
 import ctypes
 import errno
 import faulthandler
-import gc
 import logging
 import os
 import random
@@ -34,6 +33,7 @@ from typing import Any, NoReturn, cast
 import msgspec
 
 from streamd.agentproc import forking, process
+from streamd.agentproc.sharing import prepare_for_forks
 from streamd.app import App
 from streamd.config import bootstrap
 from streamd.errors import StreamdError
@@ -91,8 +91,7 @@ class Zygote:
             failed = describe_failure(order.app, error)
             self._send(-id, failed)
             return failed.exit_code
-        gc.collect()
-        gc.freeze()
+        prepare_for_forks()
         self._forks_for_master = forking.is_possible()
         self._send(-id, hello)
         while (frame := self._receive()) is not None:
@@ -215,6 +214,7 @@ def import_app(order: Import) -> tuple[App, Hello]:
     found, origin = find_app(order.app, Path.cwd())
     app = cast(App, found)
     app.configure(os.environ, file, order.options)
+    setup_child_logging(app.settings.loglevel)
     hello = app.hello(origin, order.alone)
     # Here, so that the time and the memory of importing Kafka's client are spent once.
     fast_partition_for()

@@ -102,8 +102,8 @@ _writer: PipeWriter | None = None  # this process's
 def setup_child_logging(level: str, fd: int = 2, *, prints: bool = False) -> None:
     """Send the root logger and Python's warnings to `fd`, as lines of `PipeFormatter`.
 
-    To be called again in a forked child, once its `fd` is its own pipe: what was inherited
-    would write into the parent's. Handlers of the user's stay.
+    May be called again, with another level. Handlers of the user's stay. A forked child whose
+    `fd` is another pipe calls `follow_log`.
 
     Args:
         level: One of `LEVELS`.
@@ -126,6 +126,12 @@ def setup_child_logging(level: str, fd: int = 2, *, prints: bool = False) -> Non
     root.addHandler(handler)
     root.setLevel(LEVELS[level])
     logging.captureWarnings(True)
+
+
+def follow_log(fd: int = 2) -> None:
+    """Let what was set up before the fork write to the pipe that `fd` is now."""
+    if _writer is not None:
+        _writer.attach(fd)
 
 
 def push_log() -> None:
