@@ -14,7 +14,7 @@ BUILT_IN = frozenset({
     "agents", "check", "completion", "config", "consume", "cron", "demo", "events",
     "failpoints", "help", "history", "kill", "logs", "models", "ps", "reload", "reset",
     "restart", "scale", "send", "stacks", "start", "status", "stop", "table", "tables", "top",
-    "topics", "web", "worker",
+    "topics", "unit", "web", "worker",
 })  # fmt: skip
 """The commands of `streamd` itself, which an app's own cannot replace."""
 

@@ -50,7 +50,8 @@ GUARDIAN_END_S = 2.0  # for the guardian to say how the master ended
 SILENCE_S = 5.0
 
 
-def _web_options() -> list[click.Parameter]:
+def web_options() -> list[click.Parameter]:
+    """The options of whatever runs an app, or prepares it."""
     return [
         setting_option(
             "web_port",
@@ -96,7 +97,7 @@ def worker() -> None:
     run_foreground(given(), "worker")
 
 
-worker_command = Command("worker", callback=worker, help=worker.__doc__, params=_web_options())
+worker_command = Command("worker", callback=worker, help=worker.__doc__, params=web_options())
 
 
 def start(foreground: bool, wait: bool, timeout: float) -> int:
@@ -133,7 +134,7 @@ start_command = Command(
             show_default=True,
             help="How long to wait for ready.",
         ),
-        *_web_options(),
+        *web_options(),
     ],
 )
 
