@@ -42,6 +42,7 @@ from streamd.agentproc.statistics import Statistics
 from streamd.agentproc.trials import RETRY_MAX_S, Trial, Trials, dead_letter, stopped
 from streamd.agents import CORRELATION_ID, REPLY_TO, Agent, AgentFailed
 from streamd.app import App
+from streamd.codecs import Codec
 from streamd.context import Callback, Lanes, Record, RecordMetadata, current_scope
 from streamd.errors import BrokerError, DecodeError, EncodeError, Fenced, StreamdError
 from streamd.failpoints import failpoint
@@ -318,23 +319,17 @@ class Engine:
     def _distribute(self, batch: Batch) -> None:
         """Decode a batch once and give it to each agent that reads its topic."""
         topic = self._topics[batch.tp.topic]
-        bad: dict[int, str] = {}
-        values: list[Any]
-        try:
-            values = topic.value_codec.decode_many(batch.values)
-        except DecodeError:
-            values = [None] * len(batch.values)
-            for index, data in enumerate(batch.values):
-                try:
-                    values[index] = None if data is None else topic.value_codec.decode(data)
-                except DecodeError as error:
-                    bad[index] = str(error)
+        values, bad = _decoded(topic.value_codec, batch.values)
+        keys: list[Any] | None = None
+        if topic.has_typed_keys:
+            keys, bad_keys = _decoded(topic.key_codec, batch.keys)
+            bad |= {index: f"its key: {reason}" for index, reason in bad_keys.items()}
         for feed in self._readers[batch.tp.topic]:
             settled = self.positions[feed.agent.name, batch.tp]
             cursor = bisect_left(batch.positions, settled)
             if cursor == len(values):
                 continue
-            run = Run(batch, topic, values, cursor)
+            run = Run(batch, topic, values, keys, cursor)
             for index, reason in bad.items():
                 if index >= cursor:
                     run.try_apart(index, Trial(refused="it cannot be decoded", error=reason))
@@ -942,6 +937,22 @@ class Engine:
         """What is in work, the longest first; with the events' keys, which are the user's."""
         running = sorted(self.working, key=lambda worker: worker.since)
         return [worker.describe(key=keys) for worker in running]
+
+
+def _decoded(codec: Codec, column: list[bytes | None]) -> tuple[list[Any], dict[int, str]]:
+    """A column's values, None for those that cannot be decoded, and why: index -> reason."""
+    try:
+        return codec.decode_many(column), {}
+    except DecodeError:
+        # One by one, to find which.
+        values: list[Any] = [None] * len(column)
+    bad: dict[int, str] = {}
+    for index, data in enumerate(column):
+        try:
+            values[index] = None if data is None else codec.decode(data)
+        except DecodeError as error:
+            bad[index] = str(error)
+    return values, bad
 
 
 def _error_of(task: asyncio.Task[None]) -> BaseException | None:

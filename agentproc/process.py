@@ -45,6 +45,7 @@ from streamd.errors import ConfigError, StreamdError, WireError
 from streamd.link import Answer, Link, adopt, serve
 from streamd.log import follow_log, push_log
 from streamd.wire import (
+    Begin,
     Draining,
     DumpTasks,
     Failing,
@@ -119,6 +120,9 @@ class Process:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._exit_code = EXIT_DONE  # of a warm stop
+        self._begun = asyncio.Event()  # tasks, timers and cron jobs may start
+        if not plan.waits:
+            self._begun.set()
 
     async def run(self) -> int:
         """Run until something ends it; the exit code."""
@@ -153,6 +157,8 @@ class Process:
             case Owners():
                 if self._remote is not None:
                     self._remote.know(message)
+            case Begin():
+                self._begun.set()
             case DumpTasks():
                 self._write_stacks()
             case _:
@@ -248,7 +254,7 @@ class Process:
             raise RuntimeError(f"the engine of {engine.group} ended though nobody stopped it")
 
     async def _open_group(self, engine: Engine) -> None:
-        """Once it has recovered: answer for its tables, start its jobs."""
+        """Once it has recovered: answer for its tables; once all runs, start its jobs."""
         await engine.ready.wait()
         self._generations[engine.group] = engine.session.generation
         self._tell(engine.owns())
@@ -257,6 +263,7 @@ class Process:
         if None not in self._generations.values():
             self._beats.enter(Stage.RUNNING)
             self._tell(Ready(list(self._generations)))
+        await self._begun.wait()
         # A job may keep the loop for long: what was told leaves first.
         await asyncio.sleep(0)
         self._schedule.start(self._jobs(engine))

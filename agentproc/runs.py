@@ -6,7 +6,6 @@ from typing import Any
 
 from streamd.agentproc.broker import Batch
 from streamd.agentproc.trials import Trial
-from streamd.errors import DecodeError
 from streamd.events import Event, Message
 from streamd.topics import Topic
 
@@ -19,7 +18,18 @@ class Run:
         "headers", "end", "cursor", "trials", "_stops", "_keys",
     )  # fmt: skip
 
-    def __init__(self, batch: Batch, topic: Topic, values: Sequence[Any], cursor: int) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        topic: Topic,
+        values: Sequence[Any],
+        keys: list[Any] | None,
+        cursor: int,
+    ) -> None:
+        """
+        Args:
+            keys: Decoded; None: they have no type of their own and are decoded when asked for.
+        """
         self.tp = batch.tp
         self.topic = topic
         self.positions = batch.positions
@@ -32,7 +42,7 @@ class Run:
         self.cursor = cursor  # of the next event to hand out
         self.trials: dict[int, Trial] = {}  # index -> how it is to be handed out
         self._stops: list[int] = []
-        self._keys: list[Any] | None = None
+        self._keys = keys
 
     def __len__(self) -> int:
         return len(self.values)
@@ -74,18 +84,14 @@ class Run:
         return self.positions[index] if index < len(self.values) else self.end
 
     def keys(self) -> list[Any]:
-        """The decoded keys; bytes where a key is not of its type."""
+        """The decoded keys."""
         if self._keys is None:
-            codec = self.topic.key_codec
-            try:
-                self._keys = codec.decode_many(self.raw_keys)
-            except DecodeError:
-                self._keys = [_key(codec, data) for data in self.raw_keys]
+            self._keys = self.topic.key_codec.decode_many(self.raw_keys)
         return self._keys
 
     def key(self, index: int) -> Any:
-        """One decoded key; bytes where it is not of its type."""
-        return _key(self.topic.key_codec, self.raw_keys[index])
+        """One decoded key."""
+        return self.keys()[index]
 
     def event(self, index: int, app: Any) -> Event:
         """One event with everything that is known of it."""
@@ -106,10 +112,3 @@ class Run:
         if self.headers is None:
             return None
         return next((value for header, value in self.headers[index] if header == name), None)
-
-
-def _key(codec: Any, data: bytes | None) -> Any:
-    try:
-        return None if data is None else codec.decode(data)
-    except DecodeError:
-        return data

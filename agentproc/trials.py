@@ -94,11 +94,15 @@ class Trials:
             self.retries += 1
             pause_s = min(settings.retry_backoff * 2 ** (trial.tries - 1), RETRY_MAX_S)
             trial.not_before = time.monotonic() + pause_s
-            next_step = f"try {trial.tries + 1} of {retries + 1} in {pause_s:.1f} s"
+            next_step = f"try {trial.tries + 1} of {retries + 1} in {_pause(pause_s)}"
         log.error(
             "agent %s failed on %s: %s; %s",
             agent.name, place, trial.error, next_step, exc_info=error,
         )  # fmt: skip
+
+
+def _pause(pause_s: float) -> str:
+    return f"{pause_s * 1000:.0f} ms" if 0.0 < pause_s < 0.1 else f"{pause_s:.1f} s"
 
 
 def dead_letter(run: "Run", index: int, agent: str, trial: Trial, topic: str) -> Output:

@@ -214,7 +214,7 @@ def import_app(order: Import) -> tuple[App, Hello]:
     found, origin = find_app(order.app, Path.cwd())
     app = cast(App, found)
     app.configure(os.environ, file, order.options)
-    setup_child_logging(app.settings.loglevel)
+    setup_child_logging(app.settings.loglevel, debug=app.settings.debug)
     hello = app.hello(origin, order.alone)
     # Here, so that the time and the memory of importing Kafka's client are spent once.
     fast_partition_for()

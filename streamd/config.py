@@ -213,7 +213,8 @@ class Settings:
     autodiscover = Setting(
         ANY,
         False,
-        "Modules to import so that their agents are found: true, or a list.",
+        "Modules to import so that their agents are found: true for all of the app's "
+        "package, a list of modules and packages, or a function that gives one.",
         app_only=True,
     )
     app_origin = Setting(
@@ -225,7 +226,11 @@ class Settings:
         "A further prefix of environment variables, which win over those with STREAMD_.",
         app_only=True,
     )
-    debug = Setting(BOOL, False, "Show whole tracebacks; find values changed in place.")
+    debug = Setting(
+        BOOL,
+        False,
+        "Show whole tracebacks; warn of table values that are changed in place, not assigned.",
+    )
     timezone = Setting(TIMEZONE, "UTC", "Time zone of cron jobs that name none.")
 
     # What is done to events.
@@ -270,7 +275,8 @@ class Settings:
     topic_retention = Setting(
         optional(DURATION, "forever"),
         "7d",
-        "How long records are kept in topics that streamd makes.",
+        "How long records are kept in named topics; topics of the app's own keep what its "
+        "agents have not read.",
     )
     broker_session_timeout = Setting(
         DURATION_ABOVE_0,
@@ -346,8 +352,9 @@ class Settings:
     )
     web_max_body = Setting(SIZE, "1MiB", "Largest body of a request; above it: status 413.")
     web_timeout = Setting(
-        DURATION_ABOVE_0, "30s", "How long a page may take; above it: status 503."
+        DURATION_ABOVE_0, "30s", "How long a page may take; above it: status 504."
     )
+    web_access_log = Setting(BOOL, False, "Log each request that was answered.")
 
     # What must hold before user code.
     loglevel = Setting(LEVEL, "info", "Least level that is logged.", short="-l", early=True)

@@ -49,6 +49,8 @@ class InstanceRecord(msgspec.Struct, frozen=True):
     unit: str = ""  # systemd's unit, when it runs this instance
     cgroup: str = ""  # the folder of the control group of the tree, where it has one
     stopping: bool = False  # it was told to stop; once the lock is free it has
+    workdir: str = ""  # where it was started: `app` is found from there
+    config_file: str = ""  # the settings file that it reads, where it has one
 
 
 class StartSpec(msgspec.Struct, frozen=True):

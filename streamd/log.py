@@ -99,7 +99,9 @@ class PipeFormatter(logging.Formatter):
 _writer: PipeWriter | None = None  # this process's
 
 
-def setup_child_logging(level: str, fd: int = 2, *, prints: bool = False) -> None:
+def setup_child_logging(
+    level: str, fd: int = 2, *, prints: bool = False, debug: bool = False
+) -> None:
     """Send the root logger and Python's warnings to `fd`, as lines of `PipeFormatter`.
 
     May be called again, with another level. Handlers of the user's stay. A forked child whose
@@ -109,6 +111,7 @@ def setup_child_logging(level: str, fd: int = 2, *, prints: bool = False) -> Non
         level: One of `LEVELS`.
         prints: `sys.stdout` and `sys.stderr` go there as well, and never wait; a forked child
             inherits that.
+        debug: Show whole tracebacks, not only the user's part of them.
     """
     global _writer
     if _writer is None:
@@ -122,7 +125,7 @@ def setup_child_logging(level: str, fd: int = 2, *, prints: bool = False) -> Non
         if isinstance(handler, PipeHandler):
             root.removeHandler(handler)
     handler = PipeHandler(_writer)
-    handler.setFormatter(PipeFormatter(debug=level == "debug"))
+    handler.setFormatter(PipeFormatter(debug=debug or level == "debug"))
     root.addHandler(handler)
     root.setLevel(LEVELS[level])
     logging.captureWarnings(True)

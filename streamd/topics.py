@@ -70,6 +70,11 @@ class Topic:
         self._encode = self.value_codec.encode
 
     @property
+    def has_typed_keys(self) -> bool:
+        """False where keys are plain bytes, of which none is wrong."""
+        return self.key_codec.name not in ("raw", "binary") or self.key_type is not None
+
+    @property
     def partition_count(self) -> int:
         """How many partitions the topic has."""
         return self.partitions or int(self.app.settings.topic_partitions)

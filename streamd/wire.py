@@ -52,7 +52,7 @@ class TopicInfo(Message):
     name: str
     partitions: int
     owned: bool  # the app's own: an agent's topic, replies, dead letters
-    retention_s: float | None
+    retention_s: float | None  # of its own
     key_type: str
     value_type: str
     key_codec: str = ""
@@ -219,6 +219,7 @@ class Plan(Message):
     leader: bool  # timers with on_leader run here
     alone: bool  # all groups of the app are in this process
     canary: bool = False  # open the stores, say Ready, take nothing, end with 0
+    waits: bool = False  # its tasks, timers and cron jobs start at `Begin`, not at once
 
 
 class Fork(Message):
@@ -320,6 +321,11 @@ class Owners(Message):
 
     generation: int
     owners: list[Owner]
+
+
+class Begin(Message):
+    """Master → agent process: the whole instance runs, its pages too: start what runs by the
+    clock."""
 
 
 class DumpTasks(Message):
@@ -528,7 +534,7 @@ ANY = (
     | Owns | Stats | Note | Draining | Failing | Owners | DumpTasks | PageRequest | PageReply
     | Moved | Unavailable | Lookup | LookupText | Found | Missing | RouteKey | RoutedKey | Scan
     | Scanned | Append | Appended | LogTopics | LogTopicsReply | Declare | Fetch | Fetched
-    | Site | Snapshot | Command | Document | LogState
+    | Begin | Site | Snapshot | Command | Document | LogState
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -143,12 +143,14 @@ class Control:
         )
 
     async def do_logs(self, args: dict[str, Any]) -> AsyncIterator[Message]:
-        wanted = set(_names(args))
+        names = _names(args)
         level = str(args.get("level") or "DEBUG")
         logs = self._master.logs
+        # Also those that are gone: their last lines are what one looks for.
+        wanted = set(self._chosen(names, "master", *logs.processes())) | set(names)
 
         def is_wanted(process: str) -> bool:
-            return not wanted or process in wanted or process.partition("#")[0] in wanted
+            return not names or process in wanted or process.partition("#")[0] in wanted
 
         # Followed before it is read: no line falls between.
         with logs.followed() as queue:
@@ -213,7 +215,7 @@ class Control:
         children = self._master.fleet.children
         if not names:
             return [child.name for child in children.values() if child.kind in ("agent", "web")]
-        known = [*children, *more]
+        known = list(dict.fromkeys([*children, *more]))
         chosen, unknown = policy.expand(names, known)
         if unknown:
             raise UsageError(

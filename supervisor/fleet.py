@@ -39,6 +39,7 @@ from streamd.supervisor.settings import Settings
 from streamd.supervisor.states import Event, State
 from streamd.supervisor.zygote import Code, ZygoteLink
 from streamd.wire import (
+    Begin,
     Command,
     Declare,
     Draining,
@@ -142,6 +143,7 @@ class Fleet:
         self.exchanging = asyncio.Lock()
         self._together_over = asyncio.Event()  # no strategy restarts others with one that died
         self._together_over.set()
+        self._operational = False  # the start is done: what runs by the clock runs
         self._owners_timer: asyncio.TimerHandle | None = None
 
     # What there is.
@@ -371,7 +373,15 @@ class Fleet:
             leader=slot == 0,
             alone=alone,
             canary=child.kind == "canary",
+            waits=not self._operational,
         )
+
+    def begin_jobs(self) -> None:
+        """Everything runs: tasks, timers and cron jobs start, also those of later processes."""
+        self._operational = True
+        for child in self.agents:
+            if child.run is not None and child.run.link is not None:
+                child.run.link.send(Begin())
 
     @property
     def _datadir(self) -> Path:
@@ -471,6 +481,9 @@ class Fleet:
         run.hangs = HangWatch(self.settings.hang_limit_s)
         self._runs[fork.link] = (fork.child, run)
         fork.link.send(self.owners.frame())
+        if self._operational and fork.plan.waits:
+            # It was on its way when everything else ran.
+            fork.link.send(Begin())
 
     def _on_zygote_lost(self, code: Code, zygote: ZygoteLink) -> None:
         # What it had forked has told, as has who forked it: the link ends after their words.

@@ -125,6 +125,10 @@ class Logs:
                 chosen.append(line)
         return chosen[::-1]
 
+    def processes(self) -> list[str]:
+        """The processes that kept lines are of."""
+        return sorted({line.process for line in self._ring})
+
     @contextlib.contextmanager
     def followed(self) -> Iterator["asyncio.Queue[Line]"]:
         """A queue that gets every line from now on; a reader that is too slow misses some."""
@@ -259,7 +263,9 @@ class Output:
         mode = os.fstat(fd).st_mode
         self._is_socket = stat.S_ISSOCK(mode)
         self._is_file = stat.S_ISREG(mode)
-        if not self._is_socket:
+        # A file never blocks, and a second opening would have a place of its own in it: what a
+        # script writes after us would be written over our lines.
+        if not self._is_socket and not self._is_file:
             # O_NONBLOCK belongs to the open file, which is shared with the user's shell: a
             # second opening of the same thing has flags of its own.
             flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

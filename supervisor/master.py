@@ -101,6 +101,8 @@ class Master:
             version=streamd.__version__,
             unit=systemd_unit() if "STREAMD_NOTIFY_FD" in environment else "",
             cgroup=environment.get("STREAMD_CGROUP", ""),
+            workdir=spec.workdir,
+            config_file=spec.config_file or "",
         )
         self.changes = Changes(self)
         self._recycling = Recycling(self.fleet, self.changes)
@@ -318,7 +320,11 @@ class Master:
             log.info("group %s: %s (%s)", group.name, _count(group.processes), group.why)
         self._claim(hello, settings)
         failpoint("master.claimed")
-        self._progress.tell("zygote", "ready", f"{hello.origin}, {len(hello.groups)} groups")
+        kept = _where_kept(hello, settings)
+        log.info("%s runs %s on the %s", self._spec.name, hello.origin, kept)
+        self._progress.tell(
+            "zygote", "ready", f"{hello.origin}, {len(hello.groups)} groups, {kept}"
+        )
         self._make_children(hello, settings)
         for kind in ("log", "web"):
             if kind in fleet.children:
@@ -332,6 +338,7 @@ class Master:
         await asyncio.gather(*(self._wait_ready(child) for child in (*web, *agents)))
         failpoint("master.before-ready")
         self.phase = "running"
+        self.fleet.begin_jobs()
         self.changes.open()
         self._tell_systemd()
         self._progress.tell_ready(self._record.web)
@@ -399,10 +406,14 @@ class Master:
         return named + [child for child in self.fleet.agents if child not in named]
 
     async def _wait_log(self, child: Child) -> None:
-        """Wait for the log; whatever ends it now ends the start, for somebody is there."""
+        """Wait for the log; what is wrong with it ends the start, for somebody is there.
+
+        One that was killed from outside is restarted, and waited for.
+        """
         self._progress.tell(child.name, "starting")
         while child.state is not State.RUNNING:
-            if child.restarts or child.state in (State.BACKOFF, State.FATAL):
+            given_up = child.state in (State.BACKOFF, State.FATAL)
+            if given_up or child.failing is not None or child.budget.crashes:
                 raise _failure_of(child)
             await child.wait_change()
         self._tell_ready(child)
@@ -641,6 +652,14 @@ def _failure_of(child: Child) -> StreamdError:
         error = StreamdError(failing.message, seen=failing.seen, remedy=failing.remedy)
     error.exit_code = failing.exit_code if failing else child.exit_code or 1
     return error
+
+
+def _where_kept(hello: Hello, settings: Settings) -> str:
+    """The broker, without its password, and the data directory, for people."""
+    if settings.broker.startswith("embedded"):
+        return f"embedded log in {settings.datadir}"
+    broker = next((each.value for each in hello.settings_shown if each.name == "broker"), "")
+    return f"broker {broker}, data directory {settings.datadir}"
 
 
 def _count(processes: int) -> str:

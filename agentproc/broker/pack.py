@@ -34,7 +34,6 @@ class Pack(NamedTuple):
     """An encoded pack that has no place yet."""
 
     events: int
-    latest: float  # the highest timestamp, unix seconds
     checksum: int  # of the bytes alone
     data: bytes
 
@@ -63,10 +62,8 @@ def _encode_slice(output: Output, start: int, stop: int) -> Iterator[Pack]:
     stamps = output.timestamps[start:stop]
     headers = output.headers[start:stop] if output.headers is not None else None
     count = stop - start
-    latest = stamps[0]
-    timestamps: float | bytes = latest
-    if stamps.count(latest) != count:
-        latest = max(stamps)
+    timestamps: float | bytes = stamps[0]
+    if stamps.count(stamps[0]) != count:
         timestamps = array("d", stamps).tobytes()
     data = _encode(
         (
@@ -81,7 +78,7 @@ def _encode_slice(output: Output, start: int, stop: int) -> Iterator[Pack]:
         yield from _encode_slice(output, start, middle)
         yield from _encode_slice(output, middle, stop)
     else:
-        yield Pack(count, latest, zlib.crc32(data), data)
+        yield Pack(count, zlib.crc32(data), data)
 
 
 def seal(checksum: int, id: int, count: int) -> int:

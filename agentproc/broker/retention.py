@@ -3,7 +3,8 @@
 A topic that the app owns keeps what one of its reading agents has not committed, and, if it has
 a retention of its own, what is younger. A named topic, and one that nobody reads, keeps what is
 younger than its retention, or that of the settings, and what a reading agent has not committed.
-Whole packs go, a few in a turn.
+An event's age counts from when it was appended, whatever timestamp it has: an old event that is
+read in anew is kept as long as any other. Whole packs go, a few in a turn.
 """
 
 import math
@@ -87,13 +88,13 @@ def _old_packs(
     first = tp_id << OFFSET_BITS
     packs = query(
         writer.db,
-        "SELECT id, n, length(data), ts_max FROM packs WHERE id >= ? AND id < ?"
+        "SELECT id, n, length(data), appended_at FROM packs WHERE id >= ? AND id < ?"
         " ORDER BY id LIMIT ?",
         (first, first | limit, PACKS_A_TURN),
     )
     old = []
-    for id, count, size, latest in packs:
-        if (id & OFFSET_MASK) + count > limit or latest >= cutoff:
+    for id, count, size, appended_at in packs:
+        if (id & OFFSET_MASK) + count > limit or appended_at >= cutoff:
             break
         old.append((id, count, size))
     return old

@@ -16,7 +16,7 @@ from streamd.agentproc.broker.turnstile import Turnstile
 from streamd.errors import BrokerError, LogDamaged
 
 APPLICATION_ID = 0x73747264  # "strd"
-FORMAT = 1
+FORMAT = 2
 OFFSET_BITS = 44
 OLDEST_SQLITE = (3, 51, 3)
 BUSY_TIMEOUT_MS = 10_000
@@ -30,7 +30,7 @@ CREATE TABLE topics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
     retention_s REAL);
 CREATE TABLE heads (tp INTEGER PRIMARY KEY, low INTEGER NOT NULL, next INTEGER NOT NULL,
     bytes INTEGER NOT NULL);
-CREATE TABLE packs (id INTEGER PRIMARY KEY, n INTEGER NOT NULL, ts_max REAL NOT NULL,
+CREATE TABLE packs (id INTEGER PRIMARY KEY, n INTEGER NOT NULL, appended_at REAL NOT NULL,
     crc INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE TABLE agents (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE groups (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -131,9 +131,9 @@ def _check_format(db: apsw.Connection, path: Path) -> None:
             f"{path} is a database, but not a log of streamd's",
             remedy="choose another data directory with --datadir",
         )
-    if (found := _pragma(db, "user_version")) > FORMAT:
+    if (found := _pragma(db, "user_version")) != FORMAT:
         raise LogDamaged(
-            f"{path} has format {found}, this streamd knows formats up to {FORMAT}",
+            f"{path} has format {found}, this streamd knows format {FORMAT}",
             remedy="install the streamd that wrote it, or choose another --datadir",
         )
 

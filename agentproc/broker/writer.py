@@ -11,6 +11,7 @@ import functools
 import itertools
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,14 +157,15 @@ class Writer:
             query(self.db, f"SELECT tp, next FROM heads WHERE tp IN ({marks})", tp_ids)
         )
         sizes = dict.fromkeys(tp_ids, 0)
+        now = time.time()
         firsts: list[int] = []
         packs: list[Any] = []
         for output in encoded:
             tp_id, offset = output.tp_id, ends[output.tp_id]
             firsts.append(offset)
-            for count, latest, checksum, data in output.packs:
+            for count, checksum, data in output.packs:
                 id = tp_id << OFFSET_BITS | offset
-                packs += (id, count, latest, seal(checksum, id, count), data)
+                packs += (id, count, now, seal(checksum, id, count), data)
                 offset += count
                 sizes[tp_id] += len(data)
             ends[tp_id] = offset

@@ -41,6 +41,9 @@ def stop(cold: bool, timeout: float | None) -> int:
         answer = target.wait(target.ask(folder, "stop", mode=mode, wait=False))
     except NotRunning as error:
         output.note(f"{str(error)[:1].upper()}{str(error)[1:]}. Nothing done.")
+        if options.json:
+            name = target.named_instance(options) or target.named_app(options)
+            output.say_json({"schema": "streamd.stop/1", "name": name, "state": "stopped"})
         return 0
     name = folder.path.name
     if answer["already"]:

@@ -89,6 +89,11 @@ def send(
     topic, agent = topic_of(app, entity)
     if wait and agent is None:
         raise UsageError("only an agent replies", remedy="@AGENT, or without --wait")
+    if wait and agent is not None and not agent.yields:
+        raise UsageError(
+            f"agent {agent.label!r} never replies: it yields nothing",
+            remedy="yield the reply in the agent, or send without --wait",
+        )
     if partition is not None and partition >= topic.partition_count:
         raise UsageError(
             f"{topic.name} has no partition {partition}: it has {topic.partition_count}"

@@ -20,7 +20,7 @@ from streamd.cli.root import Command
 from streamd.config import Settings, broker_kind
 from streamd.cron import Cron, zone_of
 from streamd.errors import StreamdError, UsageError
-from streamd.wire import Hello, TimerInfo
+from streamd.wire import Hello, TimerInfo, TopicInfo
 
 LOOPBACK = ("127.", "::1", "localhost", "unix:")
 LOW_DISK_BYTES = 1024**3
@@ -116,14 +116,13 @@ def topics(name: str | None) -> None:
             "name": topic.name,
             "partitions": topic.partitions,
             "owned": topic.owned,
-            "retention_s": topic.retention_s,
-            "retention": None
-            if topic.retention_s is None
-            else output.duration(topic.retention_s),
+            "retention_s": kept_s,
+            "retention": _kept(topic, kept_s),
             "key": topic.key_type,
             "value": topic.value_type,
         }
         for topic in hello.topics
+        for kept_s in [_kept_s(topic, hello)]
     ]
     show(
         "topics",
@@ -131,6 +130,20 @@ def topics(name: str | None) -> None:
         ["name", "partitions", "key", "value", "retention", "owned"],
         right=("partitions",),
     )
+
+
+def _kept_s(topic: TopicInfo, hello: Hello) -> float | None:
+    """How long its records are kept, in seconds; None: for ever, or until they were read."""
+    if topic.owned or topic.retention_s is not None:
+        return topic.retention_s
+    usual_s: float | None = hello.settings["topic_retention"]
+    return usual_s
+
+
+def _kept(topic: TopicInfo, kept_s: float | None) -> str:
+    if kept_s is None:
+        return "until read" if topic.owned else "forever"
+    return output.duration(kept_s)
 
 
 topics_command = Command("topics", callback=topics, help=topics.__doc__, params=[_argument()])

@@ -23,6 +23,9 @@ def name_of(app: App) -> str:
 def import_app(given: Given, *, as_running: bool = False) -> tuple[App, str]:
     """The app that is meant, configured, and where it was found. Runs the user's module.
 
+    Where nothing names an app, it is that of the only instance that runs, found from where
+    that was started and configured by its settings file.
+
     Args:
         as_running: Use the data directory of the running instance, whatever it was started
             with: what is sent must come to where it is read.
@@ -33,16 +36,20 @@ def import_app(given: Given, *, as_running: bool = False) -> tuple[App, str]:
         ConfigError: A setting has a value that cannot be used.
     """
     record = _running_record(given)
-    named = target.named_app(given) or (record.app if record else target.app_of(given))
+    named, workdir, file = target.named_app(given), Path.cwd(), target.settings_file(given)
+    if named is None and record is not None:
+        named, workdir = record.app, Path(record.workdir or workdir)
+        file = file or (Path(record.config_file) if record.config_file else None)
+    named = named or target.app_of(given)
     if given.app_object is not None and named == name_of(given.app_object):
         app, origin = given.app_object, named
     else:
-        found, origin = find_app(named, Path.cwd())
+        found, origin = find_app(named, workdir)
         app = cast(App, found)
     settings = dict(given.settings)
     if as_running and record is not None and record.datadir:
         settings.setdefault("datadir", record.datadir)
-    app.configure(os.environ, target.settings_file(given), settings)
+    app.configure(os.environ, file, settings)
     return app, origin
 
 

@@ -144,13 +144,25 @@ def _send(folder: Folder, number: signal.Signals, *, whole_tree: bool) -> int:
         processes = tree.find_tree(marker, record, folder.lock_path)
         for process in processes:
             os.kill(process.pid, number)
-        output.say(f"sent {number.name} to {output.plural(len(processes), 'process')}.")
+        pids = [process.pid for process in processes]
+        _say_sent(folder, number, pids, output.plural(len(pids), "process"))
         return 0
     if record is None or not record.master.is_alive():
         raise target.not_running(folder)
     os.kill(record.master.pid, number)
-    output.say(f"sent {number.name} to the master (pid {record.master.pid}).")
+    pid = record.master.pid
+    _say_sent(folder, number, [pid], f"the master (pid {pid})")
     return 0
+
+
+def _say_sent(folder: Folder, number: signal.Signals, pids: list[int], to: str) -> None:
+    if given().json:
+        name = folder.path.name
+        output.say_json(
+            {"schema": "streamd.kill/1", "name": name, "signal": number.name, "sent_to": pids}
+        )
+    else:
+        output.say(f"sent {number.name} to {to}.")
 
 
 def _document(

@@ -167,13 +167,20 @@ def run_daemon(options: Given, *, wait: bool, timeout_s: float) -> int:
     if isinstance(lock, Running):
         if lock.app not in (None, spec.app):
             raise lock.busy()
-        click.echo(lock.sentence() + " Nothing done.")
+        if options.json:
+            output.say_json(lock.document())
+        else:
+            click.echo(lock.sentence() + " Nothing done.")
         return 0
-    click.echo(f"streamd {streamd.__version__} · {spec.name}")
+    if not options.json:
+        click.echo(f"streamd {streamd.__version__} · {spec.name}")
     ready_fd, pid = spawn_guardian(spec, lock)
     if not wait:
         os.close(ready_fd)
-        click.echo(f"Starting (pid {pid}). Look: streamd status --name {spec.name}")
+        if options.json:
+            output.say_json({"schema": "streamd.start/1", "ready": False, "pid": pid})
+        else:
+            click.echo(f"Starting (pid {pid}). Look: streamd status --name {spec.name}")
         return 0
     try:
         return Progress(spec, pid, json_wanted=options.json).show(ready_fd, timeout_s)
@@ -253,6 +260,7 @@ class Running:
         self.pid = record.master.pid if record and record.master.is_alive() else pid
         self.app = holder.app if holder else record.app if record else None
         self.since = holder.since if holder else record.started_at if record else None
+        self.web = record.web if record else ""
         self.starting = not folder.control_path.exists()
 
     def sentence(self) -> str:
@@ -260,6 +268,14 @@ class Running:
         word = "starting" if self.starting else "running"
         span = f" for {output.duration(time.time() - self.since)}" if self.since else ""
         return f"Already {word}{span} (pid {self.pid})."
+
+    def document(self) -> dict[str, Any]:
+        """What `start --json` says of it, in the form of a start that was carried out."""
+        ready = not self.starting
+        return {
+            "schema": "streamd.start/1", "ready": ready, "pid": self.pid, "web": self.web,
+            "after_s": 0.0, "already": True,
+        }  # fmt: skip
 
     def busy(self) -> Busy:
         """The refusal of a second master for the same instance."""
@@ -378,6 +394,10 @@ def become_guardian(spec: StartSpec, lock: int, ready_fd: int) -> NoReturn:
             os.set_inheritable(fd, True)
     guardian = target.room_path("supervisor", "guardian.py")
     environment = {**os.environ, TREE_VARIABLE: spec.tree, "PYTHONHASHSEED": "0"}
+    if not target.is_found_anywhere():
+        # `python -m streamd` in a clone: the processes to come work in other folders.
+        paths = [str(Path(streamd.__file__).parents[1]), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     sys.stdout.flush()
     sys.stderr.flush()
     # Python ignores SIGPIPE, and what is ignored stays so in whatever the user spawns.

@@ -25,7 +25,8 @@ LEVEL_COLORS = {"WARNING": "yellow", "WARN": "yellow", "ERROR": "red", "CRITICAL
 def status() -> int:
     """Show health at a glance; exits 3 when not running.
 
-    Exits 1 when something is wrong, with what and what to try.
+    Exits 1 when something is wrong, with what and what to try, and while it starts or stops,
+    with what it waits for: 0 means that all of it runs.
     """
     folder = target.folder_of(given())
     snapshot = target.wait(target.ask(folder, "status"))
@@ -33,7 +34,7 @@ def status() -> int:
         output.say_json(snapshot)
     else:
         output.say("\n".join(status_lines(snapshot, time.time())))
-    return 1 if snapshot["state"] == "degraded" else 0
+    return 0 if snapshot["state"] in ("running", "reloading") else 1
 
 
 def status_lines(snapshot: dict[str, Any], now: float) -> Iterator[str]:
@@ -60,6 +61,8 @@ def status_lines(snapshot: dict[str, Any], now: float) -> Iterator[str]:
     if restarts := sum(process.get("restarts") or 0 for process in processes):
         figures.append(output.plural(restarts, "restart"))
     yield " · ".join(figures)
+    if state in ("starting", "stopping"):
+        yield snapshot["sentence"]
     for problem in snapshot.get("problems") or ():
         yield output.colored(f"{problem['process']}: {problem['text']}", "warn")
         if problem.get("remedy"):

@@ -225,7 +225,7 @@ def root_options(*, hidden: bool) -> list[click.Option]:
             "--debug",
             is_flag=True,
             hidden=hidden,
-            help="Show whole tracebacks; find values changed in place.",
+            help="Show whole tracebacks; warn of table values changed in place.",
         ),
         stored(
             "color",

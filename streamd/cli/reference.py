@@ -22,7 +22,7 @@ file, or, for commands that control and look, the only instance that runs.
 | exit code | means |
 |---|---|
 | 0 | done; also `start` of what runs and `stop` of what does not |
-| 1 | failed; `status`: something is wrong |
+| 1 | failed; `status`: something is wrong, or not all of it runs yet |
 | 2 | wrong usage |
 | 3 | not running; `worker`, `start --foreground`: stopped cold |
 | 4 | not permitted |

@@ -7,6 +7,7 @@ commands that control, the only instance that runs. Nothing here imports the app
 import asyncio
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+import streamd
 from streamd.cli.options import Given
 from streamd.errors import AppError, NotRunning, StreamdError, UsageError
 from streamd.instance import Folder, Identity, folders, instance_name
@@ -241,6 +243,18 @@ def wait_unlocked(folder: Folder, timeout_s: float | None) -> bool:
         time.sleep(0.02)
     os.close(lock)
     return True
+
+
+def is_found_anywhere() -> bool:
+    """False where streamd was found only because this Python was started in its folder."""
+    here = Path(streamd.__file__).parents[1].resolve()
+    path = sys.path
+    sys.path = [entry for entry in path if Path(entry or ".").resolve() != here]
+    sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    try:
+        return any(finder.find_spec("streamd", None) for finder in sys.meta_path)
+    finally:
+        sys.path = path
 
 
 def room_path(room: str, file: str) -> str:

@@ -282,30 +282,6 @@ def test_an_undecodable_value_is_dead_lettered_unseen(
     flow_test(test)
 
 
-def test_an_undecodable_key_is_given_as_bytes() -> None:
-    seen: list[Any] = []
-
-    def build() -> App:
-        app = app_of(topic_partitions=1)
-
-        @app.agent(app.topic("in", key_type=int, key_serializer="json", value_type=int))
-        async def work(stream: Any) -> None:
-            async for key, value in stream.items():
-                seen.append((key, value))
-
-        return app
-
-    async def test() -> None:
-        async with running(build) as flow:
-            await flow.append("in", [(b"1", b"1"), (b"x\xff", b"2"), (None, b"3")])
-            await flow.settled()
-
-            assert seen == [(1, 1), (b"x\xff", 2), (None, 3)]
-            assert flow.letters() == []
-
-    flow_test(test)
-
-
 def test_an_event_that_takes_too_long_fails() -> None:
     def build() -> App:
         app = app_of(topic_partitions=1)
@@ -635,5 +611,33 @@ def test_a_parked_event_stays_parked_when_another_event_is_rolled_back() -> None
             assert tried == {"bad": 3, "good": 1}
             assert flow.table("counts") == {"bad": 1, "good": 1}
             assert [value for _, value, _ in flow.letters()] == [b'"deadly"']
+
+    flow_test(test)
+
+
+def test_a_key_that_is_not_of_its_type_goes_to_the_dead_letters() -> None:
+    async def test() -> None:
+        seen: list[Any] = []
+
+        def build() -> App:
+            app = app_of(topic_partitions=1)
+            words = app.topic("words", key_type=int, value_type=str)
+
+            @app.agent(words)
+            async def take(stream: Any) -> None:
+                async for event in stream.events():
+                    seen.append((event.key, event.value))
+
+            return app
+
+        async with running(build) as flow:
+            await flow.append("words", [(b"1", b"one"), (b"x", b"two"), (None, b"three")])
+            await flow.settled()
+
+            assert seen == [(1, "one"), (None, "three")]
+            [(key, value, headers)] = flow.letters()
+            assert (key, value) == (b"x", b"two")
+            assert headers["streamd-reason"] == b"it cannot be decoded"
+            assert headers["streamd-error"].startswith(b"its key: ")
 
     flow_test(test)

@@ -120,6 +120,43 @@ def test_start_tells_of_each_process_and_stop_leaves_nothing(here: Place) -> Non
     assert here.run("status").returncode == 3
 
 
+def test_start_and_stop_in_json_print_one_document_each(here: Place) -> None:
+    for line, schema, there in (
+        ("start -A proj -p 0 --json", "streamd.start/1", {"ready": True}),
+        ("start -A proj -p 0 --json", "streamd.start/1", {"ready": True, "already": True}),
+        ("kill -s USR2 --json", "streamd.kill/1", {"signal": "SIGUSR2"}),
+        ("stop --json", "streamd.stop/1", {"state": "stopped"}),
+        ("stop --json", "streamd.stop/1", {"state": "stopped"}),
+    ):
+        done = here.run(line)
+
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert document["schema"] == schema
+        assert there.items() <= document.items()
+
+
+def test_an_uninstalled_clone_runs_by_python_m(here: Place) -> None:
+    clone = here.environment.pop("PYTHONPATH")
+    source = here.folder / "proj.py"
+
+    def run(line: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            here.command(line),
+            cwd=clone,
+            env=here.environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+    started = run(f"start -A {source} -W {here.folder} -p 0")
+
+    assert started.returncode == 0, started.stderr
+    assert run("stop").returncode == 0
+    here.environment["PYTHONPATH"] = clone
+
+
 def test_another_app_of_the_same_name_is_refused(here: Place) -> None:
     (here.folder / "other.py").write_text(PROJ)
     assert here.run("start -A proj -p 0").returncode == 0
@@ -365,6 +402,27 @@ def test_logs_are_filtered(running: Place) -> None:
     assert running.run("logs --since 2001-01-01 --json -n 1").stdout.startswith('{"t": ')
 
 
+def test_logs_of_nobody_are_refused(running: Place) -> None:
+    nobody = running.run("logs nobody")
+
+    assert (nobody.returncode, nobody.stdout) == (2, "")
+    assert "there is no process 'nobody'\n  there is " in nobody.stderr
+
+
+def test_status_tells_what_a_start_waits_for_and_exits_1(here: Place) -> None:
+    (here.folder / "slow.py").write_text("import time\ntime.sleep(3)\n" + PROJ)
+    assert here.run("start -A slow -p 0 --no-wait").returncode == 0
+    eventually(lambda: here.folder_of("slow").control_path.exists())
+
+    shown = here.run("status")
+
+    assert shown.returncode == 1, shown.stderr
+    assert shown.stdout.startswith("slow  starting  ")
+    assert "Starting; waiting for zygote." in shown.stdout
+    eventually(here.runs)
+    assert here.run("status").returncode == 0
+
+
 def test_logs_f_goes_on_as_lines_come(running: Place) -> None:
     following = running.spawn("logs -f -n 0")
     try:
@@ -437,6 +495,35 @@ def test_what_is_sent_is_counted_and_can_be_read(running: Place) -> None:
     read = running.run("consume words --from start --limit 3")
     assert read.returncode == 0, read.stderr
     assert [line.split()[1:] for line in read.stdout.splitlines()] == [["rose", "rose"]] * 3
+
+
+def test_the_only_instances_app_is_found_from_any_folder(running: Place) -> None:
+    elsewhere = running.runtime / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+
+    def run(line: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            running.command(line),
+            cwd=elsewhere,
+            env=running.environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+    sent = run("send words tulip -k tulip")
+
+    assert sent.returncode == 0, sent.stderr
+    eventually(lambda: run("table counts tulip").stdout == "1\n")
+    read = run("consume words --from start --limit 1")
+    assert read.returncode == 0, read.stderr
+
+
+def test_a_reply_of_an_agent_that_never_replies_is_not_waited_for(running: Place) -> None:
+    asked = running.run("send @count_words x --wait")
+
+    assert asked.returncode == 2
+    assert "agent 'count_words' never replies: it yields nothing" in asked.stderr
 
 
 def test_lines_of_stdin_are_sent(running: Place) -> None:

@@ -316,3 +316,61 @@ def test_a_process_has_no_descriptor_of_the_master() -> None:
 
         assert not [each for each in targets if each.endswith(("/data/lock", "registry.db"))]
         assert [each for each in targets if each.endswith("tree.lock")]
+
+
+EAGER = """
+import asyncio, json, os, urllib.request
+import streamd
+app = streamd.App("proj")
+one = app.topic("one", value_type=str)
+
+@app.agent(one)
+async def agent(stream):
+    async for event in stream:
+        pass
+
+@app.page("/hello/")
+async def hello(self, request):
+    return self.text("hello")
+
+@app.task
+async def ask_oneself():
+    record = os.environ["STREAMD_RUNTIME_DIR"] + "/proj/instance.json"
+    url = json.load(open(record))["web"] + "/hello/"
+    def get():
+        return urllib.request.urlopen(url, timeout=10).read().decode()
+    print("answered", await asyncio.get_running_loop().run_in_executor(None, get))
+"""
+
+
+@pytest.mark.parametrize("mode", ["start", "worker"])
+def test_a_task_starts_when_pages_are_served(mode: str) -> None:
+    with tree_of(EAGER) as house:
+        house.run(option_web_enabled="true", mode=mode)
+
+        eventually(lambda: "answered hello" in house.log, 15)
+
+        assert house.log.index("is ready after") < house.log.index("answered hello")
+        assert house.process("app#0")["restarts"] == 0
+        # One that is restarted does not wait for another start.
+        os.kill(house.pid("app#0"), signal.SIGKILL)
+        eventually(lambda: house.log.count("answered hello") == 2, 15)
+
+
+def test_a_start_tells_where_the_log_is() -> None:
+    with tree_of() as house:
+        house.run()
+
+        assert f"on the embedded log in {house.place / 'data'}" in house.log
+        zygote = next(told for told in house.told if told.get("state") == "ready")
+        assert zygote["detail"].endswith(f"embedded log in {house.place / 'data'}")
+
+
+def test_a_log_process_that_is_killed_while_it_starts_does_not_end_the_start() -> None:
+    with tree_of() as house:
+        house.run(
+            environment={"STREAMD_TEST": "1", "STREAMD_FAILPOINT": "commit.before-begin:1:kill"}
+        )
+
+        assert "was ended by SIGKILL from outside" in house.log
+        assert house.told[-1]["ready"]

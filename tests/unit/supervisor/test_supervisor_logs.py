@@ -138,3 +138,15 @@ def test_a_line_without_end_is_cut() -> None:
 
     assert max(map(len, texts)) <= MAX_LINE_BYTES + 50_000
     assert sum(map(len, texts)) >= MAX_LINE_BYTES
+
+
+def test_what_is_written_after_the_log_into_the_same_file_stands_behind_it(
+    tmp_path: Path,
+) -> None:
+    with open(tmp_path / "log", "wb") as file:
+        output = Output(None, file.fileno())
+        output.write(b"a line of the log\n")
+        os.write(file.fileno(), b"a line of the script's\n")
+
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines == ["a line of the log", "a line of the script's"]
