@@ -22,6 +22,7 @@ def told():
         "nproc": resource.getrlimit(resource.RLIMIT_NPROC)[0],
         "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
+        "umask": open("/proc/self/status").read().partition("Umask:")[2].split()[0],
         "greeting": os.environ.get("GREETING"),
         "cwd": os.getcwd(),
         "ids": [os.getresuid(), os.getresgid(), os.getgroups()],
@@ -98,7 +99,14 @@ def told(house: Tree) -> dict[str, Any]:
 
 def test_limits_variables_and_the_nice_value_hold_before_user_code() -> None:
     with tree_of(TELLS) as house:
-        house.run(nofile=512, core_bytes=0, nice=2, env=["GREETING=hello world"], nproc=4_000)
+        house.run(
+            nofile=512,
+            core_bytes=0,
+            nice=2,
+            env=["GREETING=hello world"],
+            nproc=4_000,
+            umask=0o27,
+        )
 
         values = told(house)
 
@@ -106,6 +114,7 @@ def test_limits_variables_and_the_nice_value_hold_before_user_code() -> None:
         assert values["nproc"] == 4_000
         assert values["core"] == 0
         assert values["nice"] == 2
+        assert values["umask"] == "0027"
         assert values["greeting"] == "hello world"
         assert values["cwd"] == str(house.place)
         assert os.getpriority(os.PRIO_PROCESS, house.pid("polite#0")) == 5
