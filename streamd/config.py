@@ -367,6 +367,20 @@ class Settings:
         "Look of log lines; auto: text on a terminal, else JSON.",
         early=True,
     )
+    log_max_size = Setting(
+        optional(SIZE),
+        "64MiB",
+        "Size above which the log file is exchanged for a new one: `log` becomes `log.1`, that "
+        "`log.2`, and so on.",
+        early=True,
+    )
+    log_max_age = Setting(
+        optional(DURATION),
+        None,
+        "Age of a log file's first line above which it is exchanged for a new one.",
+        early=True,
+    )
+    log_keep = Setting(COUNT, 5, "How many old log files are kept.", early=True)
     workdir = Setting(
         optional(PATH), None, "Change to this folder first.", short="-W", early=True
     )

@@ -82,6 +82,9 @@ class StartSpec(msgspec.Struct, frozen=True):
     core_bytes: int | None = None
     nice: int | None = None
     env: list[str] = []  # "NAME=value", for every process
+    log_max_size_bytes: int = 0  # 0: no limit
+    log_max_age_s: float = 0.0  # 0: no limit
+    log_keep: int = 0
 
 
 def boot_id() -> str:

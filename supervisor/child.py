@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from streamd.instance import Identity, identify
 from streamd.link import Link
-from streamd.supervisor.logs import LogPipe
+from streamd.supervisor.logpipe import LogPipe
 from streamd.supervisor.notify import child_environment
 from streamd.supervisor.pages import BeatPage, DumpFile
 from streamd.supervisor.policy import Ending, HangWatch, Restarts
@@ -70,8 +70,7 @@ class Run:
 
     def close(self) -> None:
         """Give back what is left of an ended process."""
-        self.logs.drain()
-        self.logs.close()
+        self.logs.let_go()
         if self.link is not None:
             self.link.close()
         if self.page is not None:

@@ -20,7 +20,7 @@ from streamd.link import Answer, Link, serve
 from streamd.supervisor import policy
 from streamd.supervisor.changes import AUTO
 from streamd.supervisor.figures import private_bytes, resident_bytes
-from streamd.supervisor.logs import as_data, level_number
+from streamd.supervisor.logs import Line, as_data, level_number
 from streamd.wire import Command, Document, Message
 
 if TYPE_CHECKING:
@@ -143,27 +143,23 @@ class Control:
         )
 
     async def do_logs(self, args: dict[str, Any]) -> AsyncIterator[Message]:
-        names = _names(args)
-        level = str(args.get("level") or "DEBUG")
-        logs = self._master.logs
+        names, logs = _names(args), self._master.logs
+        lowest = level_number(str(args.get("level") or "DEBUG"))
+        lines, since = int(_number(args, "lines")), _number(args, "since")
         # Also those that are gone: their last lines are what one looks for.
         wanted = set(self._chosen(names, "master", *logs.processes())) | set(names)
 
-        def is_wanted(process: str) -> bool:
-            return not names or process in wanted or process.partition("#")[0] in wanted
+        def is_wanted(line: Line) -> bool:
+            process = line.process
+            is_named = not names or process in wanted or process.partition("#")[0] in wanted
+            return is_named and level_number(line.level) >= lowest
 
         # Followed before it is read: no line falls between.
-        with logs.followed() as queue:
-            for line in logs.select(
-                is_wanted,
-                lines=int(_number(args, "lines")),
-                level=level,
-                since=_number(args, "since"),
-            ):
+        with logs.followed(is_wanted) as follower:
+            for line in logs.select(is_wanted, lines=lines, since=since):
                 yield Document(as_data(line))
             while args.get("follow"):
-                line = await queue.get()
-                if is_wanted(line.process) and level_number(line.level) >= level_number(level):
+                for line in await follower.get():
                     yield Document(as_data(line))
 
     async def do_stacks(self, args: dict[str, Any]) -> AsyncIterator[Message]:

@@ -28,7 +28,8 @@ from streamd.instance import Folder, StartSpec
 from streamd.link import Answer, Link, LinkLost, adopt
 from streamd.supervisor import policy, stacks
 from streamd.supervisor.child import Child, Run, identity_of, spawn
-from streamd.supervisor.logs import LogPipe, Logs
+from streamd.supervisor.logpipe import LogPipe
+from streamd.supervisor.logs import Logs
 from streamd.supervisor.oom import KernelKills
 from streamd.supervisor.owners import OwnerMap
 from streamd.supervisor.pages import BeatPage, DumpFile
@@ -264,7 +265,7 @@ class Fleet:
     def _start_zygote(self, child: Child) -> None:
         code = self._code_of(child)
         ours, theirs = socket.socketpair()
-        logs = LogPipe(child.name, self._logs.put)
+        logs = LogPipe(child.name, self._logs)
         pid = spawn("streamd.agentproc.zygote", [], theirs, logs)
         code.link = ZygoteLink(
             ours, partial(self._on_zygote_message, code), partial(self._on_zygote_lost, code)
@@ -285,7 +286,7 @@ class Fleet:
         ours, theirs = socket.socketpair()
         # So small that what is sent each second shows soon whether it is read.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BYTES)
-        logs = LogPipe(child.name, self._logs.put)
+        logs = LogPipe(child.name, self._logs)
         link_fd = ours.fileno()
         link = await adopt(ours, child.name, self._on_message)
         try:
@@ -317,7 +318,7 @@ class Fleet:
                 else:
                     code.waiting.append(child)
                 return
-            logs = LogPipe(child.name, self._logs.put)
+            logs = LogPipe(child.name, self._logs)
             made.callback(logs.close)
             page = BeatPage()
             made.callback(page.close)
@@ -749,7 +750,7 @@ class Fleet:
     def _give_up(self, child: Child, decision: policy.Decision, since: float) -> None:
         child.move(Event.GIVE_UP)
         lines = self._logs.select(
-            lambda process: process == child.name, lines=LAST_LINES, level="DEBUG", since=since
+            lambda line: line.process == child.name, lines=LAST_LINES, since=since
         )
         child.last_lines = [line.text for line in lines]
         text = f"{child.name} is FATAL: {decision.reason}; last: {child.last_exit}"

@@ -23,12 +23,12 @@ from streamd.errors import ConfigError, StreamdError
 from streamd.failpoints import failpoint
 from streamd.instance import Folder, InstanceRecord, StartSpec, identify
 from streamd.link import Answer, Link
-from streamd.supervisor import claims, limits, policy, stacks, tree
+from streamd.supervisor import claims, limits, logpipe, policy, stacks, tree
 from streamd.supervisor.changes import Change, Changes
 from streamd.supervisor.child import Child
 from streamd.supervisor.control import Control
 from streamd.supervisor.fleet import Fleet, ImportRefused
-from streamd.supervisor.logs import Logs, LogsHandler, Output, level_number
+from streamd.supervisor.logs import open_logs, open_output
 from streamd.supervisor.notify import Notify
 from streamd.supervisor.policy import LateWatch
 from streamd.supervisor.progress import Progress
@@ -82,6 +82,7 @@ class Master:
         self._work: asyncio.Task[None] | None = None  # the start, or the stop
         self._jobs: set[asyncio.Task[None]] = set()
         self._interrupts = 0
+        self._log_problem: str | None = None  # that was told last
         self._exit_code: int | None = None
         self._has_lost_folder = False
         self._began_at = time.monotonic()
@@ -156,6 +157,16 @@ class Master:
         self._leave_nothing()
         return self._exit_code
 
+    def _look_after_logs(self) -> None:
+        self.logs.tell_repeats(time.time())
+        problem, before = self.logs.problem, self._log_problem
+        if problem != before:
+            self._log_problem = problem
+            if problem is not None:
+                self.fleet.note("ERROR", "disk", problem)
+            else:
+                self.fleet.note("INFO", "disk", "the log is written again")
+
     def enqueue(self, number: int) -> None:
         """Take a signal; it is carried out by the loop."""
         self._signals.append(number)
@@ -209,6 +220,7 @@ class Master:
                 )
 
     def _each_second(self, now: float) -> None:
+        self._look_after_logs()
         self.fleet.sweep()
         self._strays.look(now)
         self.snapshots.tick(now)
@@ -258,7 +270,14 @@ class Master:
 
     def handle_usr2(self) -> None:
         """Open the log file anew."""
-        self.logs.reopen()
+        try:
+            self.logs.reopen()
+        except OSError as error:
+            log.error(
+                "the log file cannot be opened anew: %s; the old one is written on",
+                error.strerror,
+            )
+            return
         log.info("the log file was opened anew")
 
     def handle_ttin(self) -> None:
@@ -367,7 +386,8 @@ class Master:
         claims.claim_datadir(settings.datadir, self._spec.name)
         self.registry.open(settings.datadir / "registry.db")
         if not self._spec.foreground and self._spec.logfile is None:
-            self.logs.move_to(Output(str(settings.datadir / "streamd.log")))
+            path = settings.datadir / "streamd.log"
+            self.logs.move_to(open_output(self._spec, str(path)))
         web = ""
         if settings.web_enabled:
             listener = claims.take_web(self._listeners)
@@ -551,9 +571,7 @@ class Master:
         self.fleet.reaper.forget_all()
         for found in tree.kill_children(deadline_s=5.0):
             log.error("process %s cannot be ended: the kernel does not let it go", found)
-        for child in self.fleet.children.values():
-            if child.run is not None:
-                child.run.logs.drain()
+        logpipe.drain_all()
         for path in self.folder.path.iterdir():
             if path.is_socket():
                 path.unlink(missing_ok=True)
@@ -613,7 +631,7 @@ class Master:
             "datadir": record.datadir,
             "version": record.version,
         }
-        return Snapshots(fixed, self.fleet, self.registry, self.changes)
+        return Snapshots(fixed, self.fleet, self.registry, self.changes, self.logs)
 
     # Tasks.
 
@@ -674,30 +692,3 @@ def systemd_unit() -> str:
             if unit.endswith(".service"):
                 return unit
     return ""
-
-
-def open_logs(spec: StartSpec) -> Logs:
-    """The log of the tree, and the master's own records in it.
-
-    Raises:
-        ConfigError: The log file cannot be written.
-    """
-    try:
-        output = Output(spec.logfile)
-    except OSError as error:
-        raise ConfigError(
-            f"the log file {spec.logfile} cannot be written: {error.strerror}",
-            remedy="choose another with --logfile",
-        ) from error
-    style = spec.log_format
-    if style == "auto":
-        # Who has no terminal in the foreground is read by a collector; a file is for people.
-        style = "json" if spec.foreground and not output.is_terminal else "text"
-        if spec.logfile is not None:
-            style = "text"
-    logs = Logs(output, style=style, level=spec.loglevel, color=spec.color)
-    root = logging.getLogger()
-    root.handlers[:] = [LogsHandler(logs)]
-    root.setLevel(level_number(spec.loglevel))
-    logging.captureWarnings(True)
-    return logs

@@ -14,6 +14,7 @@ from streamd.supervisor.changes import Changes
 from streamd.supervisor.child import Child
 from streamd.supervisor.figures import Figures
 from streamd.supervisor.fleet import Fleet
+from streamd.supervisor.logs import Logs
 from streamd.supervisor.registry import Registry
 from streamd.supervisor.states import State
 from streamd.supervisor.strays import is_from
@@ -29,7 +30,12 @@ class Snapshots:
     """Builds the snapshot; keeps what a single look cannot tell: rates and the last minutes."""
 
     def __init__(
-        self, fixed: dict[str, Any], fleet: Fleet, registry: Registry, changes: Changes
+        self,
+        fixed: dict[str, Any],
+        fleet: Fleet,
+        registry: Registry,
+        changes: Changes,
+        logs: Logs,
     ) -> None:
         """
         Args:
@@ -39,6 +45,7 @@ class Snapshots:
         self._fleet = fleet
         self._registry = registry
         self._changes = changes
+        self._logs = logs
         self._history: deque[dict[str, float]] = deque(maxlen=HISTORY_S)
         self._totals: deque[tuple[float, dict[str, int]]] = deque(maxlen=RATE_S + 1)
         self._figures = Figures()
@@ -67,6 +74,15 @@ class Snapshots:
         fleet = self._fleet
         processes = self.processes(fresh=fresh)
         problems = list(_problems(fleet.children.values()))
+        if self._logs.problem is not None:
+            problems.append(
+                {
+                    "process": "master",
+                    "code": "log",
+                    "text": self._logs.problem,
+                    "remedy": "make room, or see who may write there; streamd logs has all",
+                }
+            )
         events, behind = self._events(), self._behind()
         state = "degraded" if phase == "running" and problems else phase
         if phase == "running" and self._changes.is_reloading:

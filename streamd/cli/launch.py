@@ -230,6 +230,9 @@ def make_spec(options: Given, mode: str, *, foreground: bool) -> StartSpec:
         core_bytes=early.core,
         nice=early.nice,
         env=early.env,
+        log_max_size_bytes=early.log_max_size or 0,
+        log_max_age_s=early.log_max_age or 0.0,
+        log_keep=early.log_keep,
     )
 
 

@@ -104,8 +104,8 @@ def test_log_lines_of_two_chatty_processes_are_whole() -> None:
 
         lines = house.log.splitlines()
         for name, process in (("agent", "agent#0"), ("task", "app#0")):
-            whole = re.compile(rf"\d\d:\d\d:\d\d INFO    {process}  {name} \d+ x{{280}}")
-            numbers = [line.split()[4] for line in lines if whole.fullmatch(line)]
+            whole = re.compile(rf"\S{{10}} \S{{8}} INFO    {process}  {name} \d+ x{{280}}")
+            numbers = [line.split()[5] for line in lines if whole.fullmatch(line)]
             assert numbers == [str(number) for number in range(3000)]
         assert "not this" not in house.log
         assert "\x1b" not in house.log

@@ -261,8 +261,8 @@ def test_bootstrap_knows_only_what_must_hold_before_user_code(toml: Path) -> Non
     assert (settings.umask, settings.loglevel) == (0o27, "warn")
     assert settings.logfile == Path("x.log")
     assert {row.name for row in settings.shown()} == {
-        "loglevel", "logfile", "log_format", "workdir", "user", "group", "umask", "nofile",
-        "nproc", "core", "nice", "env",
+        "loglevel", "logfile", "log_format", "log_max_size", "log_max_age", "log_keep",
+        "workdir", "user", "group", "umask", "nofile", "nproc", "core", "nice", "env",
     }  # fmt: skip
     with pytest.raises(AttributeError, match="grace is known only once the app is imported"):
         _ = settings.grace
