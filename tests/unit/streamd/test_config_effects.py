@@ -207,6 +207,21 @@ EFFECTS = {
         "early.log_format",
         "test_json_lines_hold_every_field",
     ),
+    "log_max_size": (
+        "streamd/cli/launch.py",
+        "early.log_max_size",
+        "test_a_file_is_exchanged_before_it_gets_too_large_and_so_many_are_kept",
+    ),
+    "log_max_age": (
+        "streamd/cli/launch.py",
+        "early.log_max_age",
+        "test_age_is_that_of_the_first_line_also_over_a_restart",
+    ),
+    "log_keep": (
+        "streamd/cli/launch.py",
+        "early.log_keep",
+        "test_fewer_to_keep_than_before_removes_the_others",
+    ),
     "workdir": (
         "streamd/cli/launch.py",
         "early.workdir",
