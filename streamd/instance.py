@@ -6,6 +6,7 @@ each process. Nothing here imports the app.
 """
 
 import fcntl
+import functools
 import os
 import stat
 from pathlib import Path
@@ -87,6 +88,7 @@ class StartSpec(msgspec.Struct, frozen=True):
     log_keep: int = 0
 
 
+@functools.cache
 def boot_id() -> str:
     """The kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -653,7 +653,6 @@ class Fleet:
         self._registry.ended(child.name, child.last_exit)
         if self.owners.drop(child.name):
             self.tell_owners()
-        self.sweep()
         if child.state is State.STOPPING:
             child.move(Event.EXIT)
             log.info("%s (pid %d) %s", child.name, run.pid, child.last_exit)
