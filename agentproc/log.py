@@ -148,7 +148,7 @@ class LogProcess:
                     self._broker.reader,
                     message.topic,
                     message.partition,
-                    message.offset,
+                    message.offset + message.index,
                     message.limit,
                     message.wait_s,
                 )

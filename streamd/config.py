@@ -414,6 +414,16 @@ class Settings:
         self._origins = dict(origins)
         self.warnings: list[str] = []
 
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any]) -> "Settings":
+        """Settings again from what `plain` gave, e.g. in a process without the app."""
+        values = {
+            name: entry.kind.parse(plain[name])
+            for name, entry in cls.table.items()
+            if name in plain
+        }
+        return cls(values, dict.fromkeys(values, "the app"))
+
     @property
     def name(self) -> str:
         """The app's id without its version."""

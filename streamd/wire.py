@@ -463,16 +463,22 @@ class Declare(Message):
     tables: list[TableInfo]
     groups: list[GroupInfo]
     retention_s: float | None = None  # of topics that name none; None: for ever
+    settings: dict[str, Any] = {}  # of the app, as `Hello` has them; for Kafka
 
 
 class Fetch(Message):
-    """Records of a partition from an offset on; waits up to `wait_s` for the first."""
+    """Records of a partition from an offset on; waits up to `wait_s` for the first.
+
+    On Kafka several events may travel as one record: they have one offset and are told apart
+    by their index. Fetching on from a record means from `offset`, `index + 1` of it.
+    """
 
     topic: str
     partition: int
     offset: int
     limit: int
     wait_s: float
+    index: int = 0
 
 
 class FetchedRecord(Message):
@@ -481,6 +487,7 @@ class FetchedRecord(Message):
     value: bytes | None
     timestamp: float
     headers: list[tuple[str, bytes]]
+    index: int = 0
 
 
 class Fetched(Message):

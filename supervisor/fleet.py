@@ -251,7 +251,7 @@ class Fleet:
                     self._start_zygote(child)
                 case "log":
                     arguments = [str(self._datadir), str(self._folder.log_path)]
-                    await self._start_linked(child, "streamd.agentproc.log", arguments)
+                    await self._start_linked(child, self._log_module(), arguments)
                 case "web":
                     assert self.web_listener is not None
                     number = self.web_listener.fileno()
@@ -383,6 +383,12 @@ class Fleet:
         for child in self.agents:
             if child.run is not None and child.run.link is not None:
                 child.run.link.send(Begin())
+
+    def _log_module(self) -> str:
+        assert self.settings is not None
+        if self.settings.broker.startswith("kafka"):
+            return "streamd.agentproc.cluster"
+        return "streamd.agentproc.log"
 
     @property
     def _datadir(self) -> Path:
@@ -987,7 +993,9 @@ def declaration(hellos: Sequence[Hello]) -> Declare:
     tables = {table.name: table for hello in hellos for table in hello.tables}
     groups = [group for hello in hellos for group in hello.groups]
     kept_s = hellos[-1].settings["topic_retention"]
-    return Declare(list(topics.values()), list(tables.values()), groups, kept_s)
+    return Declare(
+        list(topics.values()), list(tables.values()), groups, kept_s, hellos[-1].settings
+    )
 
 
 def yield_to_others(pid: int, nice: int) -> None:

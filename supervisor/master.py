@@ -413,7 +413,7 @@ class Master:
 
     def _make_children(self, hello: Hello, settings: Settings) -> None:
         fleet = self.fleet
-        if settings.broker.startswith("embedded"):
+        if not settings.broker.startswith("memory"):
             fleet.add("log", "log")
         if self._spec.mode == "worker":
             fleet.add("app#0", "agent", "app")

@@ -50,9 +50,15 @@ class LogClient(Protocol):
         """Append; partition and offset of each, once all survive a loss of power."""
 
     async def fetch(
-        self, topic: str, partition: int, offset: int, limit: int, wait_s: float
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        limit: int,
+        wait_s: float,
+        index: int = 0,
     ) -> list[FetchedRecord]:
-        """Up to `limit` records from `offset` on; waits up to `wait_s` for the first."""
+        """Up to `limit` records from `offset`, `index` on; waits up to `wait_s` for one."""
 
     async def topics(self) -> list[LogTopic]:
         """Every topic with its ends and its size, by name."""
@@ -74,10 +80,8 @@ async def open_log(folder: Folder, datadir: Path) -> AsyncIterator[LogClient]:
         except LinkLost:
             pass
         else:
-            try:
+            with contextlib.closing(link):
                 yield _RemoteLog(link)
-            finally:
-                link.close()
             return
         try:
             with locked(datadir):
@@ -88,6 +92,17 @@ async def open_log(folder: Folder, datadir: Path) -> AsyncIterator[LogClient]:
             if time.monotonic() > deadline:
                 raise Busy(str(error), remedy=error.remedy) from None
         await asyncio.sleep(_RETRY_S)
+
+
+@contextlib.asynccontextmanager
+async def remote_log(folder: Folder) -> AsyncIterator[LogClient]:
+    """The log through the process `log` of a running instance.
+
+    Raises:
+        LinkLost: None runs.
+    """
+    with contextlib.closing(await connect(folder.log_path, "log")) as link:
+        yield _RemoteLog(link)
 
 
 class _Locked(Busy):
@@ -185,9 +200,16 @@ class _RemoteLog:
         return placed
 
     async def fetch(
-        self, topic: str, partition: int, offset: int, limit: int, wait_s: float
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        limit: int,
+        wait_s: float,
+        index: int = 0,
     ) -> list[FetchedRecord]:
-        answer = await self._link.request(Fetch(topic, partition, offset, limit, wait_s))
+        asked = Fetch(topic, partition, offset, limit, wait_s, index)
+        answer = await self._link.request(asked)
         assert isinstance(answer, Fetched)
         return answer.records
 
@@ -226,9 +248,16 @@ class _LocalLog:
         return placed(outputs, firsts, places)
 
     async def fetch(
-        self, topic: str, partition: int, offset: int, limit: int, wait_s: float
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        limit: int,
+        wait_s: float,
+        index: int = 0,
     ) -> list[FetchedRecord]:
-        return await fetch_from(self._broker.reader, topic, partition, offset, limit, wait_s)
+        start = offset + index
+        return await fetch_from(self._broker.reader, topic, partition, start, limit, wait_s)
 
     async def topics(self) -> list[LogTopic]:
         return describe_topics(self._broker.reader)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import msgspec
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streamd.agentproc.broker import (
@@ -26,6 +26,7 @@ from streamd.agentproc.broker import (
     Subscription,
 )
 from streamd.agentproc.kafka import options, topics
+from streamd.agentproc.kafka.appending import Appender
 from streamd.agentproc.kafka.markers import (
     Marker,
     encode_marker,
@@ -171,7 +172,8 @@ class KafkaSession:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="kafka writes")
         self._recovering = ThreadPoolExecutor(1, thread_name_prefix="kafka recovery")
         self._writer: Writer | None = None
-        self._sender: Producer | None = None
+        self._appending = ThreadPoolExecutor(1, thread_name_prefix="kafka appends")
+        self._appender = Appender(options.at_once(broker.reach))
         self._poller: Poller | None = None
         self._rebalancing = asyncio.Lock()
 
@@ -490,28 +492,8 @@ class KafkaSession:
         return None if self._poller is None else self._poller.group_metadata
 
     async def append(self, outputs: list[Output], *, durable: bool = False) -> list[int]:
-        return await self._in_thread(self._recovering, self._append, outputs)
-
-    def _append(self, outputs: list[Output]) -> list[int]:
-        if self._sender is None:
-            self._sender = Producer(options.at_once(self._broker.reach))
-        firsts: list[int] = [-1] * len(outputs)
-        problems: list[str] = []
-        for number, output in enumerate(outputs):
-            for index, value in enumerate(output.values):
-                self._sender.produce(
-                    output.tp.topic,
-                    value,
-                    output.keys[index],
-                    output.tp.partition,
-                    timestamp=int(output.timestamps[index] * 1000),
-                    headers=list(output.headers[index]) if output.headers else None,
-                    on_delivery=_noting(firsts, number, index, problems),
-                )
-        self._sender.flush()
-        if problems:
-            raise BrokerError(f"a record was not written: {problems[0]}")
-        return firsts
+        offsets = await self._in_thread(self._appending, self._appender.append, outputs)
+        return [places[0] for places in offsets]
 
     def partitions_of(self, topic: str) -> int:
         return self._broker.partitions_of(topic)
@@ -533,21 +515,10 @@ class KafkaSession:
             await self._in_thread(self._writing, self._writer.close)
         self._writing.shutdown(wait=False)
         self._recovering.shutdown(wait=False)
+        self._appending.shutdown(wait=False)
 
     async def _in_thread(
         self, thread: ThreadPoolExecutor, work: Callable[..., T], *args: object
     ) -> T:
         loop = asyncio.get_running_loop()
         return await asyncio.shield(loop.run_in_executor(thread, work, *args))
-
-
-def _noting(
-    firsts: list[int], number: int, index: int, problems: list[str]
-) -> Callable[[object, object], None]:
-    def note(error: object, message: object) -> None:
-        if error is not None:
-            problems.append(str(error))
-        elif index == 0:
-            firsts[number] = message.offset()  # type: ignore[attr-defined]
-
-    return note

@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from streamd.agentproc.broker.client import LogClient, locked, open_log
+from streamd.agentproc.broker.client import LogClient, locked
 from streamd.agentproc.broker.condition import refuse_network_folder
 from streamd.agentproc.broker.embedded import EmbeddedBroker
+from streamd.agentproc.broker.outside import log_of
 from streamd.agentproc.lookup import RemoteTables
 from streamd.agentproc.replying import take_reply
 from streamd.agentproc.routing import place_of
@@ -22,7 +23,7 @@ from streamd.app import App
 from streamd.cli.target import living
 from streamd.config import broker_kind
 from streamd.context import Record, RecordMetadata
-from streamd.errors import Busy, ConfigError
+from streamd.errors import Busy
 from streamd.instance import Folder, folders, instance_name
 from streamd.wire import OutRecord
 
@@ -113,9 +114,12 @@ class Client:
         replies = Replies(topic)
 
         async def take(position: int) -> None:
+            index = 0
             while True:
-                for record in await self._log.fetch(topic, 0, position, 1000, REPLY_WAIT_S):
-                    position = record.offset + 1
+                for record in await self._log.fetch(
+                    topic, 0, position, 1000, REPLY_WAIT_S, index
+                ):
+                    position, index = record.offset, record.index + 1
                     if record.value is not None:
                         take_reply(replies, record.value)
 
@@ -144,18 +148,13 @@ async def open_client(app: App) -> AsyncIterator[Client]:
         ConfigError: The broker is one that cannot be used from outside.
         BrokerError: It cannot be used now.
     """
-    if broker_kind(app.settings.broker) != "embedded":
-        raise ConfigError(
-            f"the broker is {app.settings.broker!r}; a client needs embedded://",
-            remedy='broker="embedded://"',
-        )
     app.finalize()
     folder, datadir = _instance_of(app)
     _look_elsewhere(app, folder)
-    if living(folder) is None:
+    if living(folder) is None and broker_kind(app.settings.broker) == "embedded":
         await _declare(app, datadir)
     tasks: set[asyncio.Task[None]] = set()
-    async with open_log(folder, datadir) as log:
+    async with log_of(app, folder, datadir) as log:
         client = Client(app, log)
         tasks.add(asyncio.create_task(client.append_buffered(), name="appends"))
         app.current_client = client

@@ -11,7 +11,8 @@ from typing import Any
 import click
 import msgspec
 
-from streamd.agentproc.broker.client import LogClient, open_log
+from streamd.agentproc.broker.client import LogClient
+from streamd.agentproc.broker.outside import log_of
 from streamd.agents import Agent
 from streamd.app import App
 from streamd.cli import output, target
@@ -200,7 +201,7 @@ async def _consume(name: str, start: str | int | float, limit: int | None) -> No
     assert datadir is not None
     key_codec, value_codec = _codecs(app, name)
     shown = 0
-    async with open_log(folder, datadir.absolute()) as log:
+    async with log_of(app, folder, datadir.absolute()) as log:
         topics = {topic.name: topic for topic in await log.topics()}
         if name.startswith("@"):
             name = topic_of(app, name)[0].name
@@ -244,12 +245,13 @@ async def read(
     come: asyncio.Queue[tuple[int, FetchedRecord]] = asyncio.Queue(maxsize=FETCH_RECORDS)
 
     async def watch(partition: int, offset: int) -> None:
+        index = 0
         while True:
             for record in await log.fetch(
-                topic.name, partition, offset, FETCH_RECORDS, FETCH_WAIT_S
+                topic.name, partition, offset, FETCH_RECORDS, FETCH_WAIT_S, index
             ):
                 await come.put((partition, record))
-                offset = record.offset + 1
+                offset, index = record.offset, record.index + 1
 
     watchers = [
         asyncio.create_task(watch(partition, offset), name=f"{topic.name}[{partition}]")
@@ -273,12 +275,13 @@ async def _up_to(
     log: LogClient, topic: LogTopic, partition: int, offset: int, end: int
 ) -> list[FetchedRecord]:
     records: list[FetchedRecord] = []
+    index = 0
     while offset < end:
-        fetched = await log.fetch(topic.name, partition, offset, FETCH_RECORDS, 0.0)
+        fetched = await log.fetch(topic.name, partition, offset, FETCH_RECORDS, 0.0, index)
         if not fetched:
             break
         records += [record for record in fetched if record.offset < end]
-        offset = fetched[-1].offset + 1
+        offset, index = fetched[-1].offset, fetched[-1].index + 1
     return records
 
 

@@ -1,0 +1,54 @@
+"""The log of an app for whoever is outside its tree, on whichever broker it is."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamd.agentproc.broker.client import LogClient, open_log, remote_log
+from streamd.agentproc.kafka.installation import installation
+from streamd.app import App
+from streamd.config import broker_kind
+from streamd.errors import ConfigError
+from streamd.instance import Folder
+from streamd.link import LinkLost
+
+if TYPE_CHECKING:
+    from streamd.agentproc.kafka.client import KafkaLog
+
+
+@contextlib.asynccontextmanager
+async def log_of(app: App, folder: Folder, datadir: Path) -> AsyncIterator[LogClient]:
+    """The log of an app, through its running instance where there is one.
+
+    Raises:
+        ConfigError: Its broker is in one process alone.
+        BrokerError: It cannot be used now.
+    """
+    log: LogClient
+    match kind := broker_kind(app.settings.broker):
+        case "embedded":
+            async with open_log(folder, datadir) as log:
+                yield log
+        case "kafka":
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    log = await stack.enter_async_context(remote_log(folder))
+                except LinkLost:
+                    log = cluster = _cluster_of(app, datadir)
+                    stack.push_async_callback(cluster.close)
+                yield log
+        case _:
+            raise ConfigError(
+                f"the broker is {app.settings.broker!r}: {kind} is in one process alone",
+                remedy='broker="embedded://"',
+            )
+
+
+def _cluster_of(app: App, datadir: Path) -> "KafkaLog":
+    # Kafka's client takes 0.1 s to import, which commands on the embedded log need not wait.
+    from streamd.agentproc.broker.kafka import KafkaBroker  # noqa: PLC0415
+    from streamd.agentproc.kafka.client import KafkaLog  # noqa: PLC0415
+
+    datadir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return KafkaLog(KafkaBroker(app.settings, app.topic_infos(), installation(datadir)))

@@ -1,0 +1,143 @@
+"""The process `log` of an instance on Kafka: it makes the app's topics and serves the outside.
+
+    python -m streamd.agentproc.cluster LINK_FD DATADIR ADDRESS
+
+What `streamd.agentproc.log` is on the embedded log: it appends and reads for whoever has no
+session, the command line and the app's commands. It runs no user code and keeps nothing, so it
+may end at any time. TERM ends with 0, QUIT at once with 3, the end of the link to the master
+with 70.
+"""
+
+import asyncio
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from streamd.agentproc.broker.kafka import KafkaBroker
+from streamd.agentproc.kafka.client import KafkaLog
+from streamd.agentproc.kafka.installation import installation
+from streamd.agentproc.stacks import write_task_stacks
+from streamd.config import Settings
+from streamd.errors import BrokerError, StreamdError, WireError
+from streamd.link import Answer, Link, adopt, serve
+from streamd.log import setup_child_logging
+from streamd.wire import (
+    Append,
+    Appended,
+    Declare,
+    Done,
+    Fetch,
+    Fetched,
+    LogState,
+    LogTopics,
+    LogTopicsReply,
+    Message,
+    Ready,
+)
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+COLD = 3
+ORPHANED = 70
+
+
+class Cluster:
+    """What the process knows once the master has declared the app."""
+
+    def __init__(self, datadir: Path) -> None:
+        self._datadir = datadir
+        self._log: KafkaLog | None = None
+
+    async def answer_master(self, link: Link, message: Message) -> Answer:
+        """Answer what comes over the link to the master."""
+        if isinstance(message, Declare):
+            await self._declare(message)
+            return Done()
+        return await self.answer(link, message)
+
+    async def answer(self, link: Link, message: Message) -> Answer:
+        """Answer a client."""
+        if self._log is None:
+            raise BrokerError("the app is not known yet", remedy="try again when it runs")
+        match message:
+            case Append():
+                return Appended(await self._log.append(message.records))
+            case Fetch():
+                records = await self._log.fetch(
+                    message.topic, message.partition, message.offset, message.limit,
+                    message.wait_s, message.index,
+                )  # fmt: skip
+                return Fetched(records)
+            case LogTopics():
+                return LogTopicsReply(await self._log.topics())
+        raise WireError(f"unexpected {type(message).__name__} on {link.name}")
+
+    async def _declare(self, declared: Declare) -> None:
+        settings = Settings.of_plain(declared.settings)
+        broker = KafkaBroker(settings, declared.topics, installation(self._datadir))
+        wanted = [broker.wanted(topic.name) for topic in declared.topics]
+        await asyncio.to_thread(broker.ensure, wanted)
+        if self._log is not None:
+            await self._log.close()
+        self._log = KafkaLog(broker)
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        if self._log is not None:
+            await self._log.close()
+
+
+async def _run(end: socket.socket, datadir: Path, address: Path) -> int:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    loop.add_signal_handler(signal.SIGQUIT, os._exit, COLD)
+    loop.add_signal_handler(signal.SIGUSR1, write_task_stacks, 2, loop)
+    # Registered after it and chained: the threads' stacks come even if the loop does not turn.
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
+
+    def orphaned(link: Link) -> None:
+        if not stopping.is_set():
+            os._exit(ORPHANED)
+
+    cluster = Cluster(datadir)
+    link = await adopt(end, "master", cluster.answer_master, on_lost=orphaned)
+    server = await serve(address, "log client", cluster.answer)
+    link.send(Ready([]))
+    while not stopping.is_set():
+        link.send(LogState(0, 0))
+        try:
+            async with asyncio.timeout(TICK_S):
+                await stopping.wait()
+        except TimeoutError:
+            continue
+    server.close()
+    await cluster.close()
+    link.close()
+    return 0
+
+
+def main() -> None:
+    """Run the process that the arguments describe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    setup_child_logging("info")
+    Path("/proc/self/comm").write_text("streamd: log")
+    end = socket.socket(fileno=int(sys.argv[1]))
+    end.set_inheritable(False)
+    try:
+        code = asyncio.run(_run(end, Path(sys.argv[2]), Path(sys.argv[3])))
+    except StreamdError as error:
+        log.error("%s", error)
+        code = error.exit_code
+    # Threads that wait for the cluster would keep the interpreter from ending.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

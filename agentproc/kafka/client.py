@@ -1,0 +1,197 @@
+"""Kafka for whoever has no session: `send`, `consume`, `topics`, the app's commands.
+
+The process `log` of an instance is one of these, and a command without an instance makes its
+own. Every call waits in a thread; the loop turns.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+
+from streamd.agentproc.broker import TP
+from streamd.agentproc.broker.kafka import KafkaBroker
+from streamd.agentproc.broker.placing import Placing
+from streamd.agentproc.kafka import options
+from streamd.agentproc.kafka.appending import Appender
+from streamd.agentproc.kafka.packs import open_pack, packed_count, stamps_of
+from streamd.agentproc.kafka.topics import ADMIN_S, broker_error
+from streamd.errors import BrokerError
+from streamd.wire import FetchedRecord, LogTopic, OutRecord
+
+T = TypeVar("T")
+
+MOST_CURSORS = 64
+THREADS = 16
+MAX_FETCH_BYTES = 4 * 1024 * 1024
+
+
+class KafkaLog:
+    """See `streamd.agentproc.broker.client.LogClient`."""
+
+    def __init__(self, broker: KafkaBroker) -> None:
+        self.broker = broker
+        self._appender = Appender(options.at_once(broker.reach))
+        self._placing = Placing(broker.partitions_of)
+        self._cursors: OrderedDict[TP, _Cursor] = OrderedDict()
+        self._appending = ThreadPoolExecutor(1, thread_name_prefix="kafka appends")
+        self._reading = ThreadPoolExecutor(THREADS, thread_name_prefix="kafka reads")
+
+    async def append(self, records: list[OutRecord]) -> list[tuple[int, int]]:
+        """Append; partition and offset of each, once all are durable."""
+        return await self._run(self._appending, self._append, records)
+
+    def _append(self, records: list[OutRecord]) -> list[tuple[int, int]]:
+        outputs, places = self._placing.outputs(records, time.time())
+        offsets = self._appender.append(outputs)
+        return [(outputs[which].tp.partition, offsets[which][at]) for which, at in places]
+
+    async def fetch(
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        limit: int,
+        wait_s: float,
+        index: int = 0,
+    ) -> list[FetchedRecord]:
+        """Up to about `limit` events from the one at `offset`, `index`; waits for the first."""
+        tp = TP(topic, partition)
+        return await self._run(self._reading, self._fetch, tp, offset, index, limit, wait_s)
+
+    def _fetch(
+        self, tp: TP, offset: int, index: int, limit: int, wait_s: float
+    ) -> list[FetchedRecord]:
+        # Taken out while it is read with: two requests for one partition have one each.
+        cursor = self._cursors.pop(tp, None) or _Cursor(self.broker.reach, tp)
+        try:
+            return cursor.read(offset, index, limit, wait_s)
+        finally:
+            self._cursors[tp] = cursor
+            while len(self._cursors) > MOST_CURSORS:
+                _, old = self._cursors.popitem(last=False)
+                old.close()
+
+    async def topics(self) -> list[LogTopic]:
+        """Every topic of the cluster that is not its own, with its ends, by name."""
+        return await self._run(self._appending, self._topics)
+
+    def _topics(self) -> list[LogTopic]:
+        admin = self.broker.admin
+        try:
+            there = admin.list_topics(timeout=ADMIN_S).topics
+        except KafkaException as error:
+            raise broker_error("the topics cannot be listed", error) from error
+        wanted = {
+            name: len(topic.partitions)
+            for name, topic in sorted(there.items())
+            if not name.startswith("__")
+        }
+        tps = [TP(name, p) for name, count in wanted.items() for p in range(count)]
+        lows = self._offsets(tps, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        highs = self._offsets(tps, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        prefix = f"{self.broker.settings.id}-"
+        return [
+            LogTopic(
+                name,
+                [(lows[TP(name, p)], highs[TP(name, p)]) for p in range(count)],
+                0,
+                name.startswith(prefix),
+            )
+            for name, count in wanted.items()
+        ]
+
+    def _offsets(self, tps: list[TP], spec: Any) -> dict[TP, int]:
+        if not tps:
+            return {}
+        asked = {TopicPartition(*tp): spec for tp in tps}
+        found = {}
+        for place, future in self.broker.admin.list_offsets(asked).items():
+            try:
+                found[TP(place.topic, place.partition)] = future.result(ADMIN_S).offset
+            except KafkaException as error:
+                what = f"the ends of {place.topic}[{place.partition}] are not told"
+                raise broker_error(what, error) from error
+        return found
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        for cursor in self._cursors.values():
+            cursor.close()
+        self._cursors.clear()
+        self._appending.shutdown(wait=False)
+        self._reading.shutdown(wait=False)
+
+    async def _run(
+        self, thread: ThreadPoolExecutor, work: Callable[..., T], *args: object
+    ) -> T:
+        return await asyncio.get_running_loop().run_in_executor(thread, work, *args)
+
+
+class _Cursor:
+    """A consumer that stands somewhere in one partition."""
+
+    def __init__(self, reach: options.Options, tp: TP) -> None:
+        reader = options.reader(reach, "streamd-outside", committed=True)
+        self._consumer = Consumer({**reader, "enable.partition.eof": False})
+        self._tp = tp
+        self._next: int | None = None  # offset
+
+    def read(self, offset: int, index: int, limit: int, wait_s: float) -> list[FetchedRecord]:
+        place = TopicPartition(self._tp.topic, self._tp.partition, offset)
+        try:
+            low, high = self._consumer.get_watermark_offsets(place, timeout=ADMIN_S)
+        except KafkaException as error:
+            raise broker_error(f"{self._tp} cannot be read", error) from error
+        if offset < low:
+            offset, index = low, 0
+        if offset >= high and wait_s <= 0:
+            return []
+        if self._next != offset:
+            place.offset = offset
+            self._consumer.assign([place])
+        asked_at = time.monotonic()
+        records: list[FetchedRecord] = []
+        size, at = 0, offset
+        while not records:
+            # What is there comes, sooner or later; for what is not there the caller waits.
+            patience_s = wait_s if at >= high else max(wait_s, ADMIN_S)
+            if (left := asked_at + patience_s - time.monotonic()) <= 0:
+                break
+            message: Any = self._consumer.poll(min(left, 1.0))
+            messages = [message] if message is not None else []
+            while messages and len(records) < limit and size < MAX_FETCH_BYTES:
+                message = messages.pop()
+                if message.error() is not None:
+                    if message.error().fatal():
+                        raise BrokerError(f"{self._tp}: {message.error().str()}")
+                else:
+                    size += len(message.value() or b"")
+                    start = index if message.offset() == offset else 0
+                    records += _events(self._tp, message, start)
+                    self._next = at = message.offset() + 1
+                messages = self._consumer.consume(1, 0)
+        return records
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def _events(tp: TP, message: Any, start: int) -> list[FetchedRecord]:
+    """What a record holds, from its event `start` on."""
+    offset, headers = message.offset(), message.headers() or []
+    if not packed_count(headers):
+        if start:
+            return []
+        moment = message.timestamp()[1] / 1000
+        return [FetchedRecord(offset, message.key(), message.value(), moment, headers)]
+    columns = open_pack(message.value(), tp, offset)
+    assert columns.keys is not None
+    each = columns.headers or [[] for _ in columns.values]
+    rows = zip(columns.keys, columns.values, stamps_of(columns), each, strict=True)
+    return [FetchedRecord(offset, *row, index) for index, row in enumerate(rows)][start:]
