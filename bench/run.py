@@ -1,23 +1,27 @@
-"""Runs the benches and prints what they measured: `scripts/bench [--small] [NAME...]`.
+"""Runs the benches and prints what they measured: `scripts/bench [OPTION...] [NAME...]`.
 
-`--small` measures less where a bench is long: figures to look at, not to keep.
+`--small` measures less where a bench is long: figures to look at, not to keep. `--by-hand`
+measures what streamd is compared with, alone.
 """
 
 import importlib
 import sys
 
 BENCHES = ("wordcount", "latency", "restart", "memory", "startup", "log", "supervision")
-LONG = ("supervision",)
+BY_HAND = {"kafka": "kafka_by_hand"}
+LONG = ("supervision", "kafka_by_hand")
 
 
 def main(words: list[str]) -> int:
-    names = [word for word in words if word != "--small"]
-    small = len(names) < len(words)
-    unknown = [name for name in names if name not in BENCHES]
+    names = [word for word in words if word not in ("--small", "--by-hand")]
+    small = "--small" in words
+    modules = BY_HAND if "--by-hand" in words else {name: name for name in BENCHES}
+    unknown = [name for name in names if name not in modules]
     if unknown:
-        print(f"Error: there is no bench {unknown[0]!r}\nTry: {' '.join(BENCHES)}")
+        known = f"{' '.join(BENCHES)}, or {' '.join(BY_HAND)} --by-hand"
+        print(f"Error: there is no bench {unknown[0]!r}\nTry: {known}")
         return 2
-    for name in names or BENCHES:
+    for name in [modules[name] for name in names or modules]:
         options = {"small": True} if small and name in LONG else {}
         for line in importlib.import_module(name).run(**options):
             print(line, flush=True)
