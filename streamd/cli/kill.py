@@ -110,9 +110,11 @@ def _show_tree(folder: Folder) -> int:
 def _kill(folder: Folder, *, whole_tree: bool) -> int:
     started = time.monotonic()
     killed: list[tree.Found] = []
+    record = folder.read_record()
+    if record is not None and record.unit:
+        output.note(f"systemd starts it again: systemctl stop {record.unit} does not.")
     if not whole_tree:
         killed = tree.find_tree(*tree_of(folder), folder.lock_path)
-        record = folder.read_record()
         if record is not None and record.master.is_alive():
             os.kill(record.master.pid, signal.SIGKILL)
             target.wait_unlocked(folder, GUARDIAN_S)

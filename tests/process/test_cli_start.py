@@ -294,6 +294,19 @@ def has_begun(folder: Folder, before: str) -> bool:
     return record is not None and record.tree != before
 
 
+def test_json_is_one_document_however_the_start_goes() -> None:
+    with a_place() as place:
+        words = ["--json", "start", "-A", "proj", "--without-web"]
+
+        first, again = (json.loads(place.streamd(*words).stdout) for _ in range(2))
+        assert place.streamd("stop", "--name", "proj").returncode == 0
+        unwaited = json.loads(place.streamd(*words, "--no-wait").stdout)
+
+        assert (first["ready"], again["ready"], unwaited["ready"]) == (True, True, False)
+        assert again["already"] and again["pid"] == first["pid"] != unwaited["pid"]
+        assert {each["schema"] for each in (first, again, unwaited)} == {"streamd.start/1"}
+
+
 def test_a_daemon_holds_nothing_of_who_started_it() -> None:
     with a_place() as place, (place.path / "held").open("w") as held:
         os.set_inheritable(held.fileno(), True)
@@ -386,3 +399,17 @@ def processes_in(folder: Folder) -> list[dict[str, Any]] | None:
         return None
     status = asyncio.run(ask())
     return list(status["processes"]) if status["state"] == "running" else None
+
+
+def test_who_kills_what_systemd_runs_is_told_that_it_comes_back() -> None:
+    with a_place() as place:
+        folder = Folder(place.path / "run" / "proj")
+        assert place.streamd("start", "-A", "proj", "--without-web").returncode == 0
+        record = folder.read_record()
+        assert record is not None
+        folder.write_record(msgspec.structs.replace(record, unit="streamd-proj.service"))
+
+        killed = place.streamd("kill", "--name", "proj")
+
+        assert killed.returncode == 0
+        assert "systemctl stop streamd-proj.service" in killed.stderr
