@@ -1,11 +1,14 @@
 import asyncio
+import gc
 import os
 import subprocess
 import sys
+from types import FunctionType
 
 import uvloop
 
-from streamd.agentproc.sharing import give_back_zeros
+from streamd.agentproc import zygote  # noqa: F401 - imports what a zygote does
+from streamd.agentproc.sharing import HOT, gather_code, give_back_zeros
 
 
 def test_what_is_allocated_after_the_holes_are_filled_lies_at_the_end_of_the_heap() -> None:
@@ -48,3 +51,38 @@ def test_a_loop_gives_its_read_buffer_back_and_reads_all_the_same() -> None:
 
     assert given_bytes > 200_000
     assert echoed == data
+
+
+def test_gathered_functions_work_as_before_with_code_of_their_own() -> None:
+    def outer(word: str) -> list[str]:
+        return [inner(letter) for letter in word]
+
+    def inner(letter: str, *, times: int = 2) -> str:
+        return letter * times
+
+    before = outer.__code__, inner.__code__
+    found = gather_code(
+        [f"{__name__}:{outer.__qualname__}", f"{__name__}:{inner.__qualname__}"]
+    )
+
+    assert found == 2
+    assert outer("ab") == ["aa", "bb"]
+    assert (outer.__code__, inner.__code__) == before
+    assert outer.__code__ is not before[0]
+    assert inner.__code__ is not before[1]
+
+
+def test_the_list_of_hot_functions_names_what_is_there() -> None:
+    # Else run scripts/hot: each function that is missing costs some memory in each process.
+    named = [name for name in HOT.read_text().split() if name.startswith("streamd.")]
+    there = {
+        f"{function.__module__}:{function.__code__.co_qualname}"
+        for function in gc.get_objects()
+        if isinstance(function, FunctionType)
+    }
+    top = [name for name in named if "<" not in name]
+
+    missing = [name for name in top if name not in there]
+
+    assert len(top) > 200
+    assert len(missing) < len(top) / 10, missing
