@@ -4,12 +4,18 @@ import argparse
 import random
 import sys
 import time
+from pathlib import Path
 
 import click
 from chaos_kills import run
 from chaos_tree import Load, drain, eventually, instance, problems
 
 from streamd.failpoints import FAILPOINTS
+
+# What starts trees for the tests of the supervisor.
+sys.path.append(str(Path(__file__).parents[1] / "process"))
+
+import supervisor_flood  # noqa: E402
 
 
 def kills(attacks: int, seed: int) -> list[str]:
@@ -56,15 +62,29 @@ def failpoints(only: str, seed: int) -> list[str]:
     return found
 
 
+def logs(megabytes: int) -> list[str]:
+    """Floods of log lines from ten agents, of records and of prints; what is wrong."""
+    found = []
+    for prints in (False, True):
+        lines = megabytes * 1_000_000 // supervisor_flood.LINE_BYTES // 10
+        done = supervisor_flood.flood(10, lines, prints=prints)
+        click.echo(f"{'prints' if prints else 'records'}: {done}")
+        found += done.problems
+    return found
+
+
 def main() -> int:
     """Run what the arguments say; 1 when anything was not exact."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["kills", "failpoints"])
+    parser.add_argument("what", choices=["kills", "failpoints", "logs"])
+    parser.add_argument("--megabytes", type=int, default=1000, help="of log lines")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--only", default="", help="part of a failpoint's name")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     given = parser.parse_args()
+    if given.what == "logs":
+        return int(bool(logs(given.megabytes)))
     if given.what == "failpoints":
         return int(bool(failpoints(given.only, given.seed)))
     return int(any([kills(given.kills, given.seed + n) for n in range(given.runs)]))
