@@ -197,16 +197,10 @@ class Actor:
             count += end - start
             if self.agent.concurrency == 1:
                 positions[name, run.tp] = run.position_after(end)
-            else:
-                window = self.feed.window(run.tp)
-                for index in range(start, end):
-                    # What they sent goes with the last of them.
-                    last = run is handed[-1][0] and index == handed[-1][2] - 1
-                    sent = self._take_sent() if last else Sent(new_lanes(), [])
-                    if released := window.settle(run.positions[index], sent):
-                        self.engine.release(released)
-                        self.feed.wake()
-                positions[name, run.tp] = window.position
+        if self.agent.concurrency > 1:
+            self._settle_together(
+                [(run, index) for run, start, end in handed for index in range(start, end)]
+            )
         if self.agent.concurrency == 1 and (self.lanes or self.callbacks):
             if self.traces and not self._earlier and self._run is not None:
                 # What a take sent is for no one of its events.
@@ -218,6 +212,23 @@ class Actor:
         # Only these are progress: an event that is given up has done nothing.
         self.engine.beats.settled(count)
         self.engine.settled(self, count)
+
+    def _settle_together(self, events: list[tuple[Run, int]]) -> None:
+        """Settle events of one partition, others of which may be in work elsewhere.
+
+        What they sent goes with the last of them, and the position passes all of them at once.
+        """
+        if not events:
+            return
+        tp, last = events[-1][0].tp, events[-1][0].positions[events[-1][1]]
+        window = self.feed.window(tp)
+        for run, index in events:
+            position = run.positions[index]
+            sent = self._take_sent() if position == last else Sent(new_lanes(), [])
+            if released := window.settle(position, sent, last):
+                self.engine.release(released)
+                self.feed.wake()
+        self.engine.positions[self.agent.name, tp] = window.position
 
     def event(self, index: int) -> Event:
         """See `streamd.streams.Source`."""
@@ -365,8 +376,8 @@ class Actor:
                 raise asyncio.CancelledError
             if engine.stopping:
                 raise StopAsyncIteration
-            if feed.runs and engine.gate_open(self) and feed.has_room(feed.runs[0]):
-                run = feed.runs[0]
+            run = self._next_run()
+            if run is not None and engine.gate_open(self) and feed.has_room(run):
                 trial = run.trials.get(run.cursor)
                 if trial is None:
                     self._take_stride(run, alone=False)
@@ -377,12 +388,23 @@ class Actor:
                     self._take_stride(run, alone=True)
                     return True
                 continue
+            if run is None and feed.runs and deadline is None:
+                return False  # what is there is of other partitions, and waits for this list
             engine.parked(self)
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is not None and left_s <= 0:
                 return False
             await feed.wait_change(left_s)
             self._turned_at = time.monotonic()
+
+    def _next_run(self) -> Run | None:
+        """Where the next event is. With concurrency a take keeps to one partition: how far each
+        is settled differs, and what a list sends must go with all of its events."""
+        runs = self.feed.runs
+        if not self._earlier or self.agent.concurrency == 1:
+            return runs[0] if runs else None
+        tp = self._earlier[0][0].tp
+        return next((run for run in runs if run.tp == tp), None)
 
     def _take_stride(self, run: Run, alone: bool) -> None:
         start = run.cursor
@@ -393,7 +415,7 @@ class Actor:
         run.cursor = end
         self.feed.waiting -= end - start
         if run.cursor == len(run):
-            self.feed.runs.popleft()
+            self.feed.runs.remove(run)
         if self.agent.concurrency > 1:
             window = self.feed.window(run.tp)
             for index in range(start, end):

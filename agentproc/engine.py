@@ -44,7 +44,14 @@ from streamd.agents import CORRELATION_ID, REPLY_TO, Agent, AgentFailed
 from streamd.app import App
 from streamd.codecs import Codec
 from streamd.context import Callback, Lanes, Record, RecordMetadata, current_scope
-from streamd.errors import BrokerError, DecodeError, EncodeError, Fenced, StreamdError
+from streamd.errors import (
+    BrokerError,
+    DecodeError,
+    EncodeError,
+    Fenced,
+    LogDamaged,
+    StreamdError,
+)
 from streamd.failpoints import failpoint
 from streamd.inplace import watch
 from streamd.tables import Part, Table
@@ -791,7 +798,8 @@ class Engine:
             try:
                 await self.session.commit(checkpoint)
                 return
-            except Fenced:
+            except (Fenced, LogDamaged):
+                # Where the disk failed to keep a log, a second try may say that all is well.
                 raise
             except BrokerError as error:
                 log.error("a checkpoint failed: %s; trying again in %.1f s", error, pause_s)

@@ -24,8 +24,8 @@ class Window(Generic[T]):
 
     def __init__(self, position: int) -> None:
         self.position = position  # everything below is settled
-        self._events: OrderedDict[int, tuple[int, T | None]] = OrderedDict()
-        # position -> (the position after it, what it sent; None: in work)
+        self._events: OrderedDict[int, tuple[int, T | None, int]] = OrderedDict()
+        # position -> (the position after it, what it sent; None: in work, the last it is with)
 
     def __len__(self) -> int:
         return len(self._events)
@@ -36,22 +36,32 @@ class Window(Generic[T]):
     @property
     def held_back(self) -> int:
         """How many settled events wait for an earlier one."""
-        return sum(sent is not None for _, sent in self._events.values())
+        return sum(sent is not None for _, sent, _ in self._events.values())
 
     def begin(self, position: int, following: int) -> None:
         """An event was handed out; positions are given in order."""
-        self._events[position] = (following, None)
+        self._events[position] = (following, None, position)
 
-    def settle(self, position: int, sent: T) -> list[T]:
-        """An event is settled; what is held back no more, in the events' order."""
-        following, _ = self._events[position]
-        self._events[position] = (following, sent)
-        released = []
-        while self._events:
-            first, (after, held) = next(iter(self._events.items()))
+    def settle(self, position: int, sent: T, last: int | None = None) -> list[T]:
+        """An event is settled; what is held back no more, in the events' order.
+
+        Args:
+            last: The last event that it was worked on together with, since one output may come
+                of all of them: the position passes all or none.
+        """
+        following, _, _ = self._events[position]
+        self._events[position] = (following, sent, position if last is None else last)
+        ready = 0
+        together = position = -1
+        for count, (position, (_, held, last)) in enumerate(self._events.items(), 1):
             if held is None:
                 break
-            del self._events[first]
+            together = max(together, last)
+            if position >= together:
+                ready = count
+        released = []
+        for _ in range(ready):
+            _, (self.position, held, _) = self._events.popitem(last=False)
+            assert held is not None
             released.append(held)
-            self.position = after
         return released

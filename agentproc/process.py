@@ -380,6 +380,8 @@ class Process:
 
     def _stop_cold(self) -> None:
         self._stopping = True
+        # A drain that this interrupts must not end as if it had been done.
+        self._exit_code = EXIT_COLD
         self._spawn(self._abort(), "abort")
 
     async def _abort(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from flowing import Flow, app_of, eventually, flow_test, running
 
 from streamd.app import App
-from streamd.errors import BrokerError, Fenced, StreamdError
+from streamd.errors import BrokerError, Fenced, LogDamaged, StreamdError
 from streamd.wire import Suspect
 
 
@@ -639,5 +639,32 @@ def test_a_key_that_is_not_of_its_type_goes_to_the_dead_letters() -> None:
             assert (key, value) == (b"x", b"two")
             assert headers["streamd-reason"] == b"it cannot be decoded"
             assert headers["streamd-error"].startswith(b"its key: ")
+
+    flow_test(test)
+
+
+def test_a_log_that_is_damaged_ends_the_engine_instead_of_being_tried_again() -> None:
+    async def test() -> None:
+        brokers: list[Any] = []
+
+        def damage(word: str, tries: int) -> bool:
+            for broker in brokers:
+                broker.failing = LogDamaged("the disk failed while it was made durable")
+            return False
+
+        async with running(lambda: failing(damage, Counter())) as flow:
+            run = flow.running["count#0"].run
+            brokers.append(flow.broker)
+            await flow.send("count", "word", key="word")
+            await asyncio.wait([run], timeout=10)
+
+            error = run.exception()
+            assert isinstance(error, LogDamaged) and error.exit_code == 78
+            assert flow.values("out") == []
+            brokers.clear()
+            flow.broker.failing = None
+            await flow.start("count")
+            await flow.settled()
+            assert flow.values("out") == ["word"]
 
     flow_test(test)

@@ -374,3 +374,57 @@ def test_a_backlog_is_not_read_into_memory_while_a_checkpoint_cannot_be_made() -
             await flow.settled()
 
     flow_test(test)
+
+
+def batching(max_: int, within: float | None, batches: list[list[str]]) -> App:
+    """An agent of two instances that sends each list on as one value."""
+    app = app_of(topic_partitions=2)
+    out = app.topic("out", value_type=str, partitions=1)
+
+    @app.agent(name="flow.batch", value_type=str, concurrency=2)
+    async def batch(stream: Any) -> None:
+        async for words in stream.take(max_, within=within):
+            batches.append(words)
+            await asyncio.sleep(0)
+            await out.send(value=" ".join(words))
+
+    return app
+
+
+@pytest.mark.parametrize(("max_", "within"), [(5, 0.02), (5, None), (1000, 0.02)])
+def test_with_concurrency_a_take_keeps_to_one_partition(max_: int, within: Any) -> None:
+    async def test() -> None:
+        batches: list[list[str]] = []
+        async with running(lambda: batching(max_, within, batches)) as flow:
+            for number in range(100):
+                await flow.send("flow.batch", f"p{number % 2}.{number}", partition=number % 2)
+            await flow.settled()
+
+            assert sorted(word for words in batches for word in words) == sorted(
+                f"p{number % 2}.{number}" for number in range(100)
+            )
+            assert all(len({word[:2] for word in words}) == 1 for words in batches)
+            assert all(len(words) <= max_ for words in batches)
+
+    flow_test(test)
+
+
+def test_with_concurrency_lists_are_exact_over_crashes() -> None:
+    async def test() -> None:
+        numbers = iter(range(10**6))
+        sent: list[str] = []
+        async with running(lambda: batching(3, 0.005, [])) as flow:
+            for _ in range(12):
+                for _ in range(25):
+                    number = next(numbers)
+                    sent.append(f"w{number}")
+                    await flow.send("flow.batch", sent[-1], partition=number % 2)
+                await asyncio.sleep(0.004)
+                await flow.kill("batch")
+                await flow.start("batch")
+            await flow.settled()
+
+            got = [word for value in flow.values("out") for word in value.split()]
+            assert Counter(got) == Counter(sent)
+
+    flow_test(test)
