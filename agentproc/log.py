@@ -300,7 +300,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     setup_child_logging("info")
-    Path("/proc/self/comm").write_text("streamd: log")
+    Path("/proc/self/comm").write_text("log")
     end = socket.socket(fileno=int(sys.argv[1]))
     end.set_inheritable(False)
     sys.exit(asyncio.run(_run(end, Path(sys.argv[2]), Path(sys.argv[3]))))

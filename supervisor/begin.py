@@ -13,7 +13,7 @@ import msgspec
 
 from streamd.errors import StreamdError
 from streamd.instance import StartSpec
-from streamd.supervisor import cgroups, limits
+from streamd.supervisor import cgroups, limits, tree
 from streamd.supervisor.master import Master
 from streamd.supervisor.progress import Progress
 
@@ -24,6 +24,7 @@ EXIT_BUG = 70
 
 def main() -> NoReturn:
     """Run the master with the descriptors of the arguments."""
+    tree.show_as("master")
     spec_fd, lock_fd, ready_fd = (int(argument) for argument in sys.argv[1:4])
     guardian = int(os.environ["STREAMD_GUARDIAN"])
     follow_guardian(guardian)

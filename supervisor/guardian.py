@@ -52,6 +52,7 @@ class Guardian:
     def run(self) -> int:
         """Start the master and wait for its end; the exit code."""
         tree.become_subreaper()
+        tree.show_as("guardian")
         wakeup, wakeup_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_end, warn_on_full_buffer=False)
         self._install_handlers()

@@ -89,6 +89,12 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "this process cannot become a subreaper")
 
 
+def show_as(name: str) -> None:
+    """Let this process be shown under a name by `ps`, `top` and `streamd kill --dry-run`."""
+    with open("/proc/self/comm", "w") as file:
+        file.write(name)
+
+
 def look_at(pid: int) -> Found | None:
     """What /proc says about `pid`, or None if it is gone."""
     try:

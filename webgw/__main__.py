@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import uvloop
 
@@ -81,6 +82,7 @@ def main() -> None:
         signal.signal(ignored, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     setup_child_logging("info")
+    Path("/proc/self/comm").write_text("web")
     status = uvloop.run(run(link_fd, listen_fd))
     logging.shutdown()
     # Nothing here has to be tidied up, and a thread of a library must not hold the end back.

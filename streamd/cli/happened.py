@@ -14,7 +14,7 @@ from streamd.cli.look import LEVEL_COLORS, MOMENT
 from streamd.cli.options import given
 from streamd.cli.root import Command
 from streamd.errors import NotRunning, UsageError
-from streamd.instance import Folder, folders
+from streamd.instance import Folder, Identity, folders
 from streamd.supervisor.registry import Kind, read_history
 
 KINDS = get_args(Kind)
@@ -110,6 +110,12 @@ def history(
 
 
 def _past(name: str, start: dict[str, Any], end: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a process; of its last run where that has ended."""
+    if start and start["t"] > end.get("t", 0.0):
+        who = Identity(start["pid"], start["start_ticks"], start["boot_id"])
+        # Nobody saw it end who could have written that down.
+        how = "runs" if who.is_alive() else "was killed with its master"
+        end = {"how": how, "t": None}
     return {
         "name": name,
         "started_at": start.get("t"),

@@ -89,6 +89,22 @@ def test_a_restart_is_told_with_its_reason_also_when_nothing_runs_any_more(here:
     assert nowhere.returncode == 1 and "there is no history at" in nowhere.stderr
 
 
+def test_history_tells_who_runs_and_who_was_killed_with_the_master(here: Place) -> None:
+    def ends() -> dict[str, str]:
+        document = json.loads(here.run("history --json").stdout)
+        return {row["name"]: row["how"] for row in document["processes"]}
+
+    assert set(ends().values()) == {"runs"}
+
+    listed = here.run("kill --tree --dry-run").stdout
+    assert {line.split()[1] for line in listed.splitlines()[1:-1]} == {
+        "guardian", "master", "zygote", "log", "count_words#0", "count_words#1", "app#0"
+    }  # fmt: skip
+    assert here.run("kill --tree").returncode == 0
+
+    assert set(ends().values()) == {"was killed with its master"}
+
+
 def test_a_hang_and_a_restart_by_hand_are_events(here: Place) -> None:
     here.run(["send", "words", "--key", "k", "block"])
 
