@@ -50,6 +50,7 @@ from streamd.wire import (
     DumpTasks,
     Failing,
     Message,
+    Open,
     Owners,
     Plan,
     Ready,
@@ -123,6 +124,9 @@ class Process:
         self._begun = asyncio.Event()  # tasks, timers and cron jobs may start
         if not plan.waits:
             self._begun.set()
+        self._may_open = asyncio.Event()  # the log is there
+        if not plan.early:
+            self._may_open.set()
 
     async def run(self) -> int:
         """Run until something ends it; the exit code."""
@@ -159,6 +163,8 @@ class Process:
                     self._remote.know(message)
             case Begin():
                 self._begun.set()
+            case Open():
+                self._may_open.set()
             case DumpTasks():
                 self._write_stacks()
             case _:
@@ -203,6 +209,7 @@ class Process:
         # Kept: uvloop closes the socket of a server that nobody holds.
         self._server = await serve(plan.address, plan.process, self._answers.take)
         ReadServer(plan.address, tables.answer).start()
+        await self._may_open.wait()
         self._beats.enter(Stage.RECOVERING)
         for engine in self._engines.values():
             engine.announce = self._tell

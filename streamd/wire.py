@@ -220,6 +220,7 @@ class Plan(Message):
     alone: bool  # all groups of the app are in this process
     canary: bool = False  # open the stores, say Ready, take nothing, end with 0
     waits: bool = False  # its tasks, timers and cron jobs start at `Begin`, not at once
+    early: bool = False  # the log is not there yet: nothing of it is opened before `Open`
 
 
 class Fork(Message):
@@ -326,6 +327,10 @@ class Owners(Message):
 class Begin(Message):
     """Master → agent process: the whole instance runs, its pages too: start what runs by the
     clock."""
+
+
+class Open(Message):
+    """Master → agent process: the log is there and knows the app's topics: open it."""
 
 
 class DumpTasks(Message):
@@ -541,7 +546,7 @@ ANY = (
     | Owns | Stats | Note | Draining | Failing | Owners | DumpTasks | PageRequest | PageReply
     | Moved | Unavailable | Lookup | LookupText | Found | Missing | RouteKey | RoutedKey | Scan
     | Scanned | Append | Appended | LogTopics | LogTopicsReply | Declare | Fetch | Fetched
-    | Begin | Site | Snapshot | Command | Document | LogState
+    | Begin | Open | Site | Snapshot | Command | Document | LogState
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode

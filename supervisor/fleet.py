@@ -56,6 +56,7 @@ from streamd.wire import (
     LogState,
     Message,
     Note,
+    Open,
     Owns,
     Plan,
     Ready,
@@ -145,6 +146,7 @@ class Fleet:
         self._together_over = asyncio.Event()  # no strategy restarts others with one that died
         self._together_over.set()
         self._operational = False  # the start is done: what runs by the clock runs
+        self._log_is_there = False  # once; later it may be restarting
         self._owners_timer: asyncio.TimerHandle | None = None
 
     # What there is.
@@ -375,7 +377,15 @@ class Fleet:
             alone=alone,
             canary=child.kind == "canary",
             waits=not self._operational,
+            early=not self._log_is_there,
         )
+
+    def let_open(self) -> None:
+        """The log is there: processes open it, those that wait for it and all later ones."""
+        self._log_is_there = True
+        for child in self.agents:
+            if child.run is not None and child.run.link is not None:
+                child.run.link.send(Open())
 
     def begin_jobs(self) -> None:
         """Everything runs: tasks, timers and cron jobs start, also those of later processes."""
@@ -491,6 +501,8 @@ class Fleet:
         if self._operational and fork.plan.waits:
             # It was on its way when everything else ran.
             fork.link.send(Begin())
+        if self._log_is_there and fork.plan.early:
+            fork.link.send(Open())
 
     def _on_zygote_lost(self, code: Code, zygote: ZygoteLink) -> None:
         # What it had forked has told, as has who forked it: the link ends after their words.

@@ -351,11 +351,13 @@ class Master:
         for kind in ("log", "web"):
             if kind in fleet.children:
                 fleet.start(fleet.children[kind])
-        if "log" in fleet.children:
-            await self._wait_log(fleet.children["log"])
+        # Made while the log starts, which takes as long as they do; they open it afterwards.
         agents = self._in_order(policy.start_order([group.name for group in hello.groups]))
         for child in agents:
             fleet.start(child)
+        if "log" in fleet.children:
+            await self._wait_log(fleet.children["log"])
+        fleet.let_open()
         web = [child for child in fleet.children.values() if child.kind == "web"]
         await asyncio.gather(*(self._wait_ready(child) for child in (*web, *agents)))
         failpoint("master.before-ready")

@@ -27,6 +27,7 @@ from streamd.wire import (
     LookupText,
     Missing,
     Moved,
+    Open,
     Owner,
     Owners,
     Owns,
@@ -790,3 +791,27 @@ def test_table_of_another_group_is_read_from_the_owner_that_the_master_names(
     reader.link.send(Owners(1, [Owner("count", "count#0", address, 0, 1, [0, 1], [])]))
 
     reader.wait_logged("read 3 3 beside others")
+
+
+def test_a_process_that_is_early_opens_nothing_before_it_is_told(start: StartMaster) -> None:
+    master = start(COUNT)
+    child = master.fork(msgspec.structs.replace(master.plan("count#0"), early=True))
+    eventually(lambda: Path(read_address(child.plan.address)).exists())
+
+    answer = talk(read_address(child.plan.address), Scan("counts", "", 1))
+    opened = [os.readlink(path) for path in Path(f"/proc/{child.pid}/fd").iterdir()]
+    child.link.send(Open())
+
+    assert isinstance(answer, Unavailable)
+    assert not [path for path in opened if path.endswith("log.db")]
+    child.wait_ready()
+
+
+def test_a_process_that_is_early_can_be_stopped(start: StartMaster) -> None:
+    master = start(COUNT)
+    child = master.fork(msgspec.structs.replace(master.plan("count#0"), early=True))
+    eventually(lambda: Path(read_address(child.plan.address)).exists())
+
+    child.signal(signal.SIGTERM)
+
+    assert child.exit_code() == 0
