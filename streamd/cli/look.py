@@ -15,9 +15,16 @@ from streamd.cli import output, target
 from streamd.cli.control import answer_rows, complete_names
 from streamd.cli.options import DURATION, LOG_LEVEL, given
 from streamd.cli.root import Command
-from streamd.errors import StreamdError, UsageError
+from streamd.errors import NotRunning, StreamdError, UsageError
+from streamd.instance import Folder
+from streamd.link import LinkLost
 
 KEPT_LINES = 10_000  # what the master keeps
+SHOWN_LINES = 50
+MOMENT_S = 1e-6  # more than the last line that was shown
+RETRY_S = 0.2
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 LEVEL_COLORS = {"WARNING": "yellow", "WARN": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
@@ -189,17 +196,22 @@ def logs(
     names: tuple[str, ...],
     process: tuple[str, ...],
     follow: bool,
-    lines: int,
+    lines: int | None,
     since: float | None,
     level: str | None,
     grep: str | None,
 ) -> None:
-    """Show or follow log lines."""
+    """Show or follow log lines.
+
+    Following goes on over a restart of the instance, until Ctrl-C.
+    """
     folder = target.folder_of(given())
     try:
         pattern = re.compile(grep) if grep else None
     except re.error as error:
         raise UsageError(f"--grep {grep!r} is no regular expression: {error}") from error
+    if lines is None:
+        lines = SHOWN_LINES if since is None else KEPT_LINES
     wanted = {
         "names": [*names, *process],
         # Filtered here: all are asked for where the last N that match are wanted.
@@ -208,22 +220,45 @@ def logs(
         "level": level,
         "since": since,
     }
-    asyncio.run(_show_logs(folder, wanted, pattern, None if follow else lines))
+    show = _follow_logs if follow else _show_logs
+    asyncio.run(show(folder, wanted, pattern, lines))
 
 
 async def _show_logs(
-    folder: Any, wanted: dict[str, Any], pattern: re.Pattern[str] | None, last: int | None
+    folder: Folder, wanted: dict[str, Any], pattern: re.Pattern[str] | None, last: int
 ) -> None:
     kept: deque[dict[str, Any]] = deque(maxlen=last)
     async for line in target.follow(folder, "logs", **wanted):
-        if pattern is not None and not pattern.search(line["text"]):
-            continue
-        if last is None:
-            show_line(line)
-        else:
+        if pattern is None or pattern.search(line["text"]):
             kept.append(line)
     for line in kept:
         show_line(line)
+
+
+async def _follow_logs(
+    folder: Folder, wanted: dict[str, Any], pattern: re.Pattern[str] | None, last: int
+) -> None:
+    has_followed = False
+    while True:
+        try:
+            async for line in target.follow(folder, "logs", **wanted):
+                has_followed = True
+                wanted |= {"since": line["t"] + MOMENT_S, "lines": KEPT_LINES}
+                if pattern is None or pattern.search(line["text"]):
+                    show_line(line)
+        except LinkLost:
+            output.note(
+                f"{folder.path.name} has ended; what it says when it runs again follows"
+            )
+            has_followed = True
+        except (NotRunning, UsageError):
+            # Not there again, or has not come to the processes that are meant.
+            if not has_followed:
+                raise
+        except StreamdError as error:
+            if not has_followed or error.exit_code != 1:
+                raise
+        await asyncio.sleep(RETRY_S)
 
 
 def show_line(line: dict[str, Any]) -> None:
@@ -231,10 +266,12 @@ def show_line(line: dict[str, Any]) -> None:
     if given().json:
         output.say_json(line)
         return
+    # What a print holds must not move the cursor or set the title.
+    text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", line["text"])
     at = datetime.datetime.fromtimestamp(line["t"]).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     level = line.get("level") or ""
     color = LEVEL_COLORS.get(level.upper())
-    parts = [at, f"{level.lower():<7}", line.get("process") or "", line["text"]]
+    parts = [at, f"{level.lower():<7}", line.get("process") or "", text]
     output.say(click.style(" ".join(filter(None, parts)), fg=color))
 
 
@@ -261,10 +298,8 @@ logs_command = Command(
         click.Option(
             ["-n", "--lines"],
             type=click.IntRange(0),
-            default=50,
-            show_default=True,
             metavar="N",
-            help="Lines to start with.",
+            help="Lines to start with. [default: 50; with --since all that are kept]",
         ),
         click.Option(["--since"], type=MOMENT, help="15m, 2h or an ISO time."),
         click.Option(["--level"], type=LOG_LEVEL, help="Least level to show."),

@@ -688,3 +688,49 @@ def test_help_and_status_are_quick(running: Place) -> None:
 
     assert best_s("--help") < 0.150
     assert best_s("status") < 0.250
+
+
+def test_logs_f_goes_on_over_the_end_of_the_instance() -> None:
+    with place(PROJ) as here:
+        assert here.run("start -A proj -p 0 --without-web").returncode == 0
+        following = here.spawn("logs -f -n 0 -p master --name proj")
+        try:
+            assert following.stdout is not None
+            stdout = following.stdout.fileno()
+            os.set_blocking(stdout, False)
+            shown = [b""]
+
+            def says(text: bytes) -> bool:
+                with contextlib.suppress(BlockingIOError):
+                    shown[0] += os.read(stdout, 65536)
+                return text in shown[0]
+
+            # Until it follows, nothing is shown.
+            eventually(
+                lambda: here.run("restart double").returncode == 0 and says(b"double"), 30
+            )
+            assert here.run("stop --name proj").returncode == 0
+            eventually(lambda: says(b"proj has ended; what it says when it runs again follows"))
+            shown[0] = b""
+            assert here.run("start -A proj -p 0 --without-web").returncode == 0
+            eventually(lambda: says(b"proj is ready after"))
+        finally:
+            following.send_signal(signal.SIGINT)
+            following.communicate(timeout=10)
+        assert following.returncode == 130
+
+
+def test_all_lines_since_a_moment_are_shown_and_cannot_move_the_cursor() -> None:
+    source = PROJ + (
+        "\n@app.task\nasync def talk():\n"
+        "    for number in range(200):\n        print(f'\\x1b[2Jline {number}')\n"
+    )
+    with place(source) as here:
+        assert here.run("start -A proj -p 0 --without-web").returncode == 0
+        eventually(lambda: "line 199" in here.run("logs --name proj").stdout)
+
+        assert len(here.run("logs --name proj app").stdout.splitlines()) == 50
+        lines = here.run("logs --name proj app --since 1h").stdout.splitlines()
+        assert [line.split("app#0 ")[1] for line in lines] == [
+            f"\\x1b[2Jline {number}" for number in range(200)
+        ]
