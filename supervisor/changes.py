@@ -143,7 +143,7 @@ class Changes:
                     change.say(f"{name} is not there any more")
                     continue
                 if not is_told:
-                    text = f"{child} is drained and restarted: it was asked for"
+                    text = f"{child} is restarted: it was asked for"
                     self._master.registry.note("INFO", "restart", text, name)
                 grace_s = rolling.grace_s(self._fleet)
                 state = await self._fleet.restart(child, grace_s)

@@ -113,6 +113,7 @@ class Child:
         self.careful = False  # the last death was of the crash class
         self.hangs = 0  # runs that were ended because they hung
         self.recycles = 0  # runs that were replaced because they had grown
+        self.given_up_for = ""  # why it is FATAL
         self.last_lines: list[str] = []  # of the run after which it was given up
         self.retry_at: float | None = None  # monotonic
         self.last_exit: str | None = None

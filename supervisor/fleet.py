@@ -766,6 +766,7 @@ class Fleet:
 
     def _give_up(self, child: Child, decision: policy.Decision, since: float) -> None:
         child.move(Event.GIVE_UP)
+        child.given_up_for = decision.reason
         lines = self._logs.select(
             lambda line: line.process == child.name, lines=LAST_LINES, since=since
         )

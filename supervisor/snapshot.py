@@ -301,11 +301,12 @@ class Snapshots:
 def _problems(children: Iterable[Child]) -> Iterable[dict[str, Any]]:
     for child in children:
         failing = child.failing
+        why = failing.message if failing else child.last_exit
         if child.state is State.FATAL:
             yield {
                 "process": child.name,
                 "code": "fatal",
-                "text": failing.message if failing else f"{child.name} {child.last_exit}",
+                "text": f"FATAL, {child.given_up_for}: {why}",
                 "remedy": (failing and failing.remedy) or f"streamd restart {child.name}",
                 "lines": child.last_lines,
             }
@@ -313,6 +314,6 @@ def _problems(children: Iterable[Child]) -> Iterable[dict[str, Any]]:
             yield {
                 "process": child.name,
                 "code": "backoff",
-                "text": failing.message if failing else f"{child.name} {child.last_exit}",
+                "text": f"BACKOFF: {why}",
                 "remedy": (failing and failing.remedy) or f"streamd logs {child.name}",
             }

@@ -26,6 +26,8 @@ RETRY_S = 0.2
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+SHOWN_LINES = 3  # of what was given up; `streamd logs` has all
+
 LEVEL_COLORS = {"WARNING": "yellow", "WARN": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 
@@ -72,6 +74,8 @@ def status_lines(snapshot: dict[str, Any], now: float) -> Iterator[str]:
         yield snapshot["sentence"]
     for problem in snapshot.get("problems") or ():
         yield output.colored(f"{problem['process']}: {problem['text']}", "warn")
+        for line in (problem.get("lines") or ())[-SHOWN_LINES:]:
+            yield f"    {line}"
         if problem.get("remedy"):
             yield f"Try: {problem['remedy']}"
 
@@ -118,7 +122,9 @@ def process_row(branch: str, process: dict[str, Any], now: float) -> list[Any]:
     state = process["state"].lower()
     retry_in_s = process.get("retry_in_s")
     since = process.get("since")
-    up = f"in {retry_in_s:.0f} s" if retry_in_s else since and output.duration(now - since)
+    up = since and output.duration(now - since)
+    if retry_in_s:
+        up = f"in {output.duration(retry_in_s)}"
     pid = process.get("pid") or None
     # Large figures are read by turns: 0 is one that has not been read.
     private = process.get("private_bytes") or None

@@ -113,7 +113,7 @@ def test_a_hang_and_a_restart_by_hand_are_events(here: Place) -> None:
     assert "in count_words (" in hang["text"] and "proj.py:14" in hang["text"]
     assert here.run("restart app").returncode == 0
     (asked,) = rows(here, "events app --kind restart")
-    assert asked["text"].endswith("is drained and restarted: it was asked for")
+    assert asked["text"].endswith("is restarted: it was asked for")
 
 
 def test_top_is_one_picture_where_nobody_watches(here: Place) -> None:
@@ -126,6 +126,35 @@ def test_top_is_one_picture_where_nobody_watches(here: Place) -> None:
     private = [row["private_bytes"] for row in document["processes"]]
     assert private == sorted(private, reverse=True)
     assert document["schema"] == "streamd.top/1"
+
+
+DIES = """
+import streamd
+app = streamd.App("proj", web_enabled=False)
+
+@app.task
+async def dies():
+    raise SystemExit("no licence")
+"""
+
+
+def test_what_was_given_up_is_told_with_the_reason_and_its_last_words() -> None:
+    with place(DIES) as here:
+        here.run("start -A proj --datadir data")
+        eventually(lambda: "FATAL" in here.run("status").stdout, 30)
+
+        shown = here.run("status")
+
+        assert shown.returncode == 1
+        first, _, *more = shown.stdout.splitlines()
+        assert first.startswith("proj  degraded")
+        assert re.match(r"app#0: FATAL, 5 crashes in \d+ s without progress: exited w", more[0])
+        assert more[1:] == [
+            "    no licence",
+            "    task dies ended its process with exit code 1",
+            "Try: streamd restart app#0",
+        ]
+        assert re.search(r"app#0 +- +fatal +in \d m \d+ s ", here.run("ps").stdout)
 
 
 class Terminal:
