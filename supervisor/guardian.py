@@ -79,6 +79,8 @@ class Guardian:
         for name in names:
             # The wakeup descriptor tells; the handler only has to exist.
             signal.signal(getattr(signal, f"SIG{name}"), lambda number, frame: None)
+        # Whoever started this has blocked them for the time until now.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _spawn_master(self) -> None:
         environment = dict(os.environ)

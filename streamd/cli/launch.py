@@ -405,6 +405,8 @@ def become_guardian(spec: StartSpec, lock: int, ready_fd: int) -> NoReturn:
     sys.stderr.flush()
     # Python ignores SIGPIPE, and what is ignored stays so in whatever the user spawns.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # The guardian lets them in once its handlers stand: what comes before is obeyed.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     numbers = [str(spec_fd), str(lock), str(ready_fd)]
     os.execve(sys.executable, [sys.executable, "-I", "-S", guardian, *numbers], environment)
 

@@ -32,6 +32,24 @@ app = streamd.App("proj")
 """
 
 
+def many(count: int) -> str:
+    """The source of an app with one group of `count` idle processes, and `app#0`."""
+    return f"""
+import streamd
+app = streamd.App("proj")
+jobs = app.topic("jobs", value_type=str, partitions={count})
+
+@app.agent(jobs, processes={count})
+async def work(stream):
+    async for job in stream:
+        print("works on", job)
+
+@app.task
+async def idle():
+    pass
+"""
+
+
 def eventually(is_so: Callable[[], Any], within_s: float = 5.0) -> Any:
     """Wait until the condition gives something true, and return that."""
     deadline = time.monotonic() + within_s
@@ -95,7 +113,7 @@ class Tree:
         os.write(spec_fd, msgspec.json.encode(spec))
         self._ready, ready_end = os.pipe()
         os.set_blocking(self._ready, False)
-        with (self.place / "guardian.txt").open("ab") as errors:
+        with (self.place / "guardian.txt").open("ab") as errors, all_signals_blocked():
             self.guardian = subprocess.Popen(
                 [
                     *within,
@@ -225,6 +243,16 @@ class Tree:
             assert report.is_complete, [str(found) for found in report.survivors]
         if self._ready >= 0:
             os.close(self._ready)
+
+
+@contextlib.contextmanager
+def all_signals_blocked() -> Iterator[None]:
+    """Block all signals, for what is started meanwhile, as the command line does it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def take_terminal(path: str) -> None:
