@@ -11,7 +11,7 @@ from streamd.cli import output, target
 from streamd.cli.options import given
 from streamd.cli.root import Command
 from streamd.errors import StreamdError, UsageError
-from streamd.instance import Folder, folders
+from streamd.instance import Folder, boot_id, folders
 from streamd.supervisor import tree
 
 # A guardian ends a tree in milliseconds; what it cannot end in this time, the sweep tries.
@@ -65,7 +65,13 @@ def kill(
 
 
 def _chosen(all: bool) -> list[Folder]:
-    held = [folder for folder in folders() if not tree.is_free(folder.lock_path)]
+    # A tree whose lock is free may still have left something behind.
+    held = [
+        folder
+        for folder in folders()
+        if not tree.is_free(folder.lock_path)
+        or has_leftovers(folder, target.read_holder(folder))
+    ]
     options = given()
     if all:
         return held
@@ -88,6 +94,14 @@ def tree_of(folder: Folder) -> tuple[str, Any]:
         return (record.tree if record else ""), record
     # A record of an earlier tree says nothing about this one.
     return holder.tree, record if record and record.tree == holder.tree else None
+
+
+def has_leftovers(folder: Folder, last: target.Holder | None) -> bool:
+    """True if a process of the last tree lives, though none holds the lock: what a user's code
+    spawned and the kernel's end of guardian and master, at once, did not reach."""
+    if last is None or last.guardian.boot_id != boot_id():
+        return False
+    return bool(tree.find_tree(*tree_of(folder), folder.lock_path))
 
 
 def end_tree(folder: Folder) -> tree.Report:

@@ -25,12 +25,10 @@ from streamd.instance import (
     TREE_VARIABLE,
     Folder,
     StartSpec,
-    boot_id,
     identify,
     instance_name,
     new_tree,
 )
-from streamd.supervisor import tree
 
 # How long an unknown holder of the lock is waited for before it counts as a survivor. Before
 # that it may be a probe, or one who has just taken it and not yet said so.
@@ -315,7 +313,7 @@ def take_lock(folder: Folder, spec: StartSpec) -> int | Running:
             # At once, for others end whom they do not know. What is left of the last tree may
             # have to be looked for: its marker stays until that is done.
             record_holder(lock, spec, before.tree if before is not None else "")
-            if before is None or not has_leftovers(folder, before):
+            if not kill.has_leftovers(folder, before):
                 break
         if lock is not None:
             os.close(lock)
@@ -348,14 +346,6 @@ def is_stopping(folder: Folder) -> bool:
         return False
     # The record of the tree before says nothing of one that is only starting.
     return holder is None or holder.tree == record.tree
-
-
-def has_leftovers(folder: Folder, last: target.Holder) -> bool:
-    """True if a process of the last tree lives, though none holds the lock: what a user's code
-    spawned and the kernel's end of guardian and master, at once, did not reach."""
-    if last.guardian.boot_id != boot_id():
-        return False
-    return bool(tree.find_tree(*kill.tree_of(folder), folder.lock_path))
 
 
 def end_survivors(folder: Folder) -> None:

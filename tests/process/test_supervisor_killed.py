@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from supervisor_tree import eventually, tree_of
+from supervisor_tree import Tree, eventually, many, tree_of
 
 from streamd.supervisor import tree
 
@@ -33,6 +33,17 @@ async def run():
         os.setsid()
         time.sleep(611)
     print("left them")
+"""
+
+GIVES_UP_ITS_RIGHTS = """
+import os
+import streamd
+app = streamd.App("proj")
+
+@app.task
+async def give_up():
+    os.setuid(65534)
+    print("gave them up")
 """
 
 # Nearly all on the machine of the issue; five times that on one that others share.
@@ -72,6 +83,64 @@ def test_nothing_is_left_when_the_guardian_is_killed() -> None:
         house.signal(signal.SIGKILL)
 
         house.wait_nothing_left(LIMIT_S + 1.5)
+
+
+@pytest.mark.parametrize("killed", ["master", "guardian"])
+def test_of_fifty_processes_none_is_left(killed: str) -> None:
+    leave_none_of(50, killed)
+
+
+def leave_none_of(count: int, killed: str) -> None:
+    """Kill the master or the guardian of so many processes, and see that all of them end."""
+    with tree_of(many(count)) as house:
+        house.run()
+        pids = agents(house)
+        assert len(pids) == count + 1
+
+        os.kill(house.pid(killed), signal.SIGKILL)
+
+        house.wait_nothing_left(1.0 * 5)
+        assert not [pid for pid in pids.values() if tree.look_at(pid)]
+        assert house.wait_exit() == (70 if killed == "master" else -signal.SIGKILL)
+
+
+def agents(house: Tree) -> dict[str, int]:
+    """The pid of each agent process."""
+    rows = house.ask("status")["processes"]
+    return {row["name"]: row["pid"] for row in rows if row["kind"] == "agent"}
+
+
+def test_fifty_processes_do_not_notice_the_end_of_the_zygote_and_the_next_fork_is_soon() -> (
+    None
+):
+    with tree_of(many(50)) as house:
+        before = agents(house.run())
+        began = time.monotonic()
+
+        os.kill(house.pid("zygote"), signal.SIGKILL)
+        os.kill(before["work#7"], signal.SIGKILL)
+
+        eventually(lambda: is_replaced(house, "work#7", before["work#7"]), 1.0 * 5)
+        assert time.monotonic() - began < 1.0 * 5
+        after = agents(house)
+        assert {name for name in before if after[name] != before[name]} == {"work#7"}
+
+
+def is_replaced(house: Tree, name: str, before: int) -> bool:
+    row = house.process(name)
+    return bool(row["state"] == "RUNNING" and row["pid"] != before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_process_that_gives_up_its_rights_by_itself_dies_with_the_master() -> None:
+    with tree_of(GIVES_UP_ITS_RIGHTS) as house:
+        app = house.run().pid("app#0")
+        eventually(lambda: "gave them up" in house.log)
+
+        os.kill(house.pid("master"), signal.SIGKILL)
+
+        assert house.wait_exit(LIMIT_S) == 70
+        assert tree.look_at(app) is None
 
 
 @pytest.mark.parametrize("alive", [True, False], ids=["with a master", "without a master"])

@@ -1,4 +1,4 @@
-"""What becomes of a process that dies, hangs, or leaves children behind."""
+"""What becomes of a process that dies or hangs."""
 
 import asyncio
 import os
@@ -10,7 +10,6 @@ import pytest
 from supervisor_tree import Tree, eventually, tree_of
 
 from streamd.link import connect
-from streamd.supervisor import tree
 from streamd.wire import Command
 
 ENDS = """
@@ -57,27 +56,6 @@ async def count(stream):
 async def feed():
     for word in ("one", "poison", "two"):
         await words.send(value=word, key="same")
-"""
-
-ORPHANS = """
-import os, time
-import streamd
-app = streamd.App("proj")
-
-def daemon(seconds):
-    if os.fork() == 0:
-        os.setsid()
-        if os.fork() == 0:
-            os.execvpe("sleep", ["sleep", str(seconds)], {"PATH": os.environ["PATH"]})
-        os._exit(0)
-    os.wait()
-
-@app.task
-async def leave():
-    daemon(600)
-    for _ in range(20):
-        daemon(0)
-    print("left them")
 """
 
 
@@ -254,26 +232,6 @@ def test_a_stopped_master_does_not_blame_the_processes() -> None:
         time.sleep(0.8)
         assert house.process("app#0")["restarts"] == 0
         assert "hangs" not in house.log
-
-
-def test_orphans_are_adopted_shown_reaped_and_ended_at_the_stop() -> None:
-    with tree_of(ORPHANS) as house:
-        master = house.run().pid("master")
-        eventually(lambda: "left them" in house.log)
-
-        rows = house.ask("ps")
-        strays = [stray for row in rows for stray in row["strays"]]
-        zombies = eventually(lambda: not zombies_of(master))
-        house.signal(signal.SIGTERM)
-
-        assert [stray["name"] for stray in strays if stray["name"] == "sleep"] == ["sleep"]
-        assert zombies
-        assert house.wait_exit() == 0
-        assert tree.look_at(strays[-1]["pid"]) is None
-
-
-def zombies_of(parent: int) -> list[int]:
-    return [each.pid for each in tree.everything() if each.ppid == parent and each.state == "Z"]
 
 
 def test_the_zygote_is_replaced_and_the_processes_go_on() -> None:

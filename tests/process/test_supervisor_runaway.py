@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from supervisor_tree import IDLE, ROOT, Tree, eventually, tree_of
 
@@ -70,6 +71,27 @@ async def run():
     subprocess.Popen(["sh", "-c", line], cwd=os.getcwd())
 """
 
+# As setproctitle does without its own care for it: nothing of the environment can be seen.
+WIPED = """
+import ctypes, os, pathlib, signal, sys
+import streamd
+app = streamd.App("proj")
+
+def wipe():
+    fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[47]), int(fields[48])
+    ctypes.memset(start, 0, end - start)
+
+@app.task
+async def run():
+    wipe()
+    for _ in range(3):
+        if os.fork() == 0:
+            os.setsid()
+            signal.pause()
+    print("they run")
+"""
+
 TRIALS = 5
 
 
@@ -109,6 +131,11 @@ def runaway(house: Tree) -> str:
 
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_what_forks_each_millisecond_is_ended_to_the_last(trial: int) -> None:
+    end_runaway()
+
+
+def end_runaway() -> None:
+    """Let an app run away, and end its tree."""
     with tree_of() as house:
         mark = runaway(house)
         record = house.folder.read_record()
@@ -135,6 +162,38 @@ def test_without_master_and_guardian_the_control_group_ends_it() -> None:
         assert report.is_complete, (report.lock_free, [str(x) for x in report.survivors])
         assert running(mark) == []
         assert not Path(record.cgroup).exists()
+
+
+@pytest.mark.skipif(not have_cgroup(), reason="needs a writable cgroup v2")
+def test_what_cannot_be_ended_is_never_told_as_ended() -> None:
+    with tree_of() as house:
+        mark = runaway(house)
+        record = house.folder.read_record()
+        assert record is not None and record.cgroup
+        kill_both(house)
+        # As on a host without control groups; the group ends them after the test.
+        without = msgspec.structs.replace(record, cgroup="")
+
+        report = tree.kill_tree(house.marker, without, house.folder.lock_path, deadline_s=1.0)
+
+        populated = "populated 1" in Path(record.cgroup, "cgroup.events").read_text()
+        assert not (populated and report.is_complete), mark
+
+
+def test_kill_tree_ends_what_has_wiped_its_environment() -> None:
+    with tree_of(WIPED) as house:
+        app = house.run().pid("app#0")
+        eventually(lambda: "they run" in house.log)
+        assert b"STREAMD_TREE" not in Path(f"/proc/{app}/environ").read_bytes()
+        kill_both(house)
+
+        report = tree.kill_tree(
+            house.marker, house.folder.read_record(), house.folder.lock_path
+        )
+
+        assert report.is_complete
+        found = tree.look_at(app)
+        assert found is None or found.state in "ZX"  # whoever adopted it has not reaped it yet
 
 
 @pytest.mark.skipif(not have_cgroup(), reason="needs a writable cgroup v2")
@@ -184,6 +243,36 @@ def test_the_next_start_ends_what_master_and_guardian_left_when_both_were_killed
         assert new is not None and new.tree != record.tree
         assert tree.find_tree(record.tree, record, Path("/nonexistent")) == []
         assert streamd(house, "kill", "--tree").returncode == 0
+
+
+LEFT_ALONE = """
+import subprocess
+import streamd
+app = streamd.App("proj")
+
+@app.task
+async def run():
+    subprocess.Popen(["sleep", "614"])
+    print("they run")
+"""
+
+
+def test_kill_tree_finds_what_is_left_where_nobody_holds_the_lock_any_more() -> None:
+    with tree_of(LEFT_ALONE) as house:
+        begun = streamd(house, "start", "-p", "0")
+        assert begun.returncode == 0, begun.stderr
+        left = eventually(lambda: running("\x00614\x00"))
+        record = house.folder.read_record()
+        assert record is not None
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for identity in (record.guardian, record.master):
+                os.kill(identity.pid, number)
+        eventually(lambda: tree.is_free(house.folder.lock_path))
+
+        done = streamd(house, "kill", "--tree")
+
+        assert done.returncode == 0 and "none left" in done.stdout, done.stdout + done.stderr
+        assert not set(left) & set(running("\x00614\x00"))
 
 
 def streamd(house: Tree, *words: str) -> "subprocess.CompletedProcess[str]":
