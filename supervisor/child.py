@@ -47,6 +47,8 @@ class Run:
     starts: HangWatch | None = None  # until it is ready
     killed_for: str | None = None  # why we killed it, when it did not deserve to be asked
     killed_as: Ending | None = None
+    killed_at: float = 0.0  # when it was first sent KILL, monotonic
+    held_in: str = ""  # where the kernel holds it, though it was killed
     stats: Stats | None = None
     failing: Failing | None = None
     owns: dict[str, Owns] = field(default_factory=dict)  # group -> what it has of it
@@ -57,6 +59,8 @@ class Run:
 
     def signal(self, number: int) -> None:
         """Send a signal to this very process; to one that has ended, nothing."""
+        if number == signal.SIGKILL:
+            self.killed_at = self.killed_at or time.monotonic()
         with contextlib.suppress(ProcessLookupError, OSError):
             signal.pidfd_send_signal(self.pidfd, number)
             if number in (signal.SIGTERM, signal.SIGQUIT):

@@ -31,6 +31,11 @@ else:
 PASSED = ("TERM", "QUIT", "USR1", "USR2", "TTIN", "TTOU")
 FIRST_LISTENER = 3  # where the descriptors begin that systemd hands over
 
+# A process that is killed may take a while to give its memory back; one that does not end in
+# this time is in the hands of the kernel, and waited for no longer.
+GROUP_S = 2.0
+LAST_S = 3.0
+
 EXIT_COLD = 3
 EXIT_MASTER_KILLED = 70
 
@@ -176,12 +181,12 @@ class Guardian:
 
     def _end(self, status: "os.waitid_result") -> int:
         if self._cgroup is not None:
-            cgroups.kill(self._cgroup)
-        survivors = tree.kill_children()
+            cgroups.kill(self._cgroup, limit_s=GROUP_S)
+        survivors = tree.kill_children(LAST_S)
         if self._cgroup is not None:
             cgroups.remove(self._cgroup)
         for found in survivors:
-            self._say(f"process {found} cannot be ended: the kernel does not let it go")
+            self._say(f"UNKILLABLE: {found.pid} {found.command} ({tree.held_in(found.pid)})")
         if status.si_code == os.CLD_EXITED:
             return int(status.si_status)
         if self._killed_by_us:

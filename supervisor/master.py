@@ -50,6 +50,7 @@ SECOND_S = 1.0
 WEB_GOODBYE_S = 1.0
 COLD_S = 0.6  # for agent processes to end by QUIT
 LAST_S = 0.4  # for the log to end by TERM, and for what was killed
+UNKILLABLE_S = 2.0  # what has not ended by then, the kernel holds; the guardian waits on
 PROGRESS_S = 5.0
 STACKS_S = 0.7
 EXTEND_S = 30.0
@@ -575,8 +576,10 @@ class Master:
         if strays:
             log.info("ending what processes left behind: %s", ", ".join(strays))
         self.fleet.reaper.forget_all()
-        for found in tree.kill_children(deadline_s=5.0):
-            log.error("process %s cannot be ended: the kernel does not let it go", found)
+        for found in tree.kill_children(UNKILLABLE_S):
+            log.error(
+                "UNKILLABLE: %d %s (%s)", found.pid, found.command, tree.held_in(found.pid)
+            )
         logpipe.drain_all()
         for path in self.folder.path.iterdir():
             if path.is_socket():

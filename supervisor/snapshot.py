@@ -310,6 +310,13 @@ def _problems(children: Iterable[Child]) -> Iterable[dict[str, Any]]:
                 "remedy": (failing and failing.remedy) or f"streamd restart {child.name}",
                 "lines": child.last_lines,
             }
+        elif child.run is not None and child.run.held_in:
+            yield {
+                "process": child.name,
+                "code": "unkillable",
+                "text": f"{child} was killed and has not ended ({child.run.held_in})",
+                "remedy": "mend what the kernel waits for: a disk, a network file system",
+            }
         elif child.state is State.BACKOFF:
             yield {
                 "process": child.name,

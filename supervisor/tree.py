@@ -132,6 +132,19 @@ def everything() -> "Iterable[Found]":
             yield found
 
 
+def held_in(pid: int) -> str:
+    """Where in the kernel a process waits, as "state D, in percpu_rwsem_wait"."""
+    found = look_at(pid)
+    if found is None:
+        return "gone"
+    try:
+        with open(f"/proc/{pid}/wchan") as file:
+            place = file.read()
+    except OSError:
+        place = ""
+    return f"state {found.state}, in {place if place not in ('', '0') else '?'}"
+
+
 def kill_children(deadline_s: float = 10.0) -> list[Found]:
     """Kill until this process has no child; what is adopted meanwhile is killed as well.
 

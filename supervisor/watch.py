@@ -1,5 +1,7 @@
 """Finding processes that exist and do nothing: stopped, stuck, with a loop that does not turn.
 
+What was killed and is still there, the kernel holds: it is UNKILLABLE, and told with the place.
+
 A process that is only slow to start, or waits for what it asked for, is left alone: its loop
 turns. What is found is named with the place where it hangs, killed, and counted as a crash.
 
@@ -15,7 +17,7 @@ import termios
 import time
 
 from streamd.instance import process_state
-from streamd.supervisor import stacks
+from streamd.supervisor import stacks, tree
 from streamd.supervisor.child import Child, Run
 from streamd.supervisor.fleet import Fleet
 from streamd.supervisor.policy import Ending, HangWatch
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 HANG_DUMP_S = 0.5
 STARTS_SOON = ("agent", "canary", "web")  # the log may check a large file first
+UNKILLABLE_S = 5.0  # after KILL
 HOLDER_S = 2.0  # a stopped process may hold up all writers that long
 
 
@@ -42,7 +45,11 @@ class Watch:
         """
         for child in self._fleet.children.values():
             run = child.run
-            if run is None or run.killed_for is not None:
+            if run is None:
+                continue
+            if run.killed_at:
+                self._look_at_killed(child, run, now)
+            if run.killed_for is not None:
                 continue
             drains = child.state is State.STOPPING and run.page is not None
             if child.state is State.RUNNING or drains:
@@ -57,6 +64,15 @@ class Watch:
             elif child.state is State.STARTING and child.kind in STARTS_SOON:
                 self._look_at_start(child, run, now, was_late=was_late)
         self._look_at_holder()
+
+    def _look_at_killed(self, child: Child, run: Run, now: float) -> None:
+        if not run.held_in and now - run.killed_at > UNKILLABLE_S:
+            run.held_in = tree.held_in(run.pid)
+            self._fleet.note(
+                "ERROR",
+                f"{child} is UNKILLABLE: it was killed {now - run.killed_at:.0f} s ago and the "
+                f"kernel holds it ({run.held_in}); it is replaced once it is let go",
+            )
 
     def _look_at_start(self, child: Child, run: Run, now: float, *, was_late: bool) -> None:
         assert self._fleet.settings is not None
