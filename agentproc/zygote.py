@@ -57,6 +57,7 @@ from streamd.wire import (
 log = logging.getLogger(__name__)
 
 EXIT_CONFIG = 78
+EXIT_NO_DESCRIPTORS = 1
 FORK_DESCRIPTORS = 4
 ADOPTION_S = 5.0
 GOODBYE_S = 0.2
@@ -97,6 +98,14 @@ class Zygote:
         while (frame := self._receive()) is not None:
             id, order = frame
             if isinstance(order, Fork):
+                if len(self._descriptors) < FORK_DESCRIPTORS:
+                    # What the kernel dropped cannot be told from what is still to come.
+                    log.error(
+                        "only %d of %d descriptors came with the order to fork %s: the limit of "
+                        "open files is reached; this zygote ends and is replaced",
+                        len(self._descriptors), FORK_DESCRIPTORS, order.plan.process,
+                    )  # fmt: skip
+                    return EXIT_NO_DESCRIPTORS
                 self._fork(id, order, app)
             else:
                 log.warning("a %s came to the zygote, which only forks", type(order).__name__)

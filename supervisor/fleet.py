@@ -72,6 +72,7 @@ ZYGOTE_END_S = 2.0
 OWNERS_S = 0.0005  # times the number of processes: how long changes of owners are gathered
 OWNERS_MAX_S = 0.05
 OOM_SCORE = 500  # of an agent process
+SILENCE_S = 3.0  # of who shows a sign of life each second: no shorter silence is a hang
 LAST_LINES = 10  # of the log of a process that is given up
 
 ZYGOTE = "zygote"
@@ -300,7 +301,8 @@ class Fleet:
         run = self._began(child, pid, logs)
         run.link, run.link_fd = link, link_fd
         assert self.settings is not None
-        run.hangs = HangWatch(self.settings.hang_limit_s)
+        limit_s = self.settings.hang_limit_s
+        run.hangs = HangWatch(max(limit_s, SILENCE_S) if limit_s > 0.0 else 0.0)
         self._runs[link] = (child, run)
 
     async def _ask_fork(self, child: Child) -> None:

@@ -273,6 +273,53 @@ def test_a_start_that_finds_no_descriptor_waits_and_comes_right(what: int) -> No
         fds_after(master, used)
 
 
+@needs_root
+def test_a_start_that_may_not_fork_waits_with_the_reason_and_comes_right() -> None:
+    with tree_of() as house:
+        house.start(within=let_nobody_in(house), user=str(NOBODY))
+        assert "ready" in house.wait_ready()
+        zygote, app = house.pid("zygote"), house.pid("app#0")
+        # Root is not asked; the user has processes by now.
+        limit_processes(zygote, "0")
+        os.kill(app, signal.SIGKILL)
+        reason = "fork failed: Resource temporarily unavailable (EAGAIN)"
+        eventually(lambda: reason in house.log, 10)
+        eventually(lambda: house.process("app#0")["state"] == "BACKOFF", 10)
+
+        limit_processes(zygote, limit_text(resource.getrlimit(resource.RLIMIT_NPROC)[0]))
+
+        eventually(lambda: running(house), 70)
+        assert house.pid("app#0") != app
+        assert house.pid("zygote") == zygote
+
+
+def limit_text(limit: int) -> str:
+    return "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
+
+
+def limit_processes(pid: int, most: str) -> None:
+    """Set the soft limit of a process that is nobody's, as its own user may."""
+    subprocess.run(
+        ["prlimit", "--pid", str(pid), f"--nproc={most}:"],
+        user=NOBODY, group=NOBODY, extra_groups=[], check=True,
+    )  # fmt: skip
+
+
+def test_a_zygote_that_finds_no_descriptor_is_replaced_and_the_start_comes_right() -> None:
+    with tree_of() as house:
+        zygote, app = house.run().pid("zygote"), house.pid("app#0")
+        hard = resource.prlimit(zygote, resource.RLIMIT_NOFILE)[1]
+        # What it has it keeps; nothing more can be sent to it.
+        resource.prlimit(zygote, resource.RLIMIT_NOFILE, (1, hard))
+
+        os.kill(app, signal.SIGKILL)
+
+        eventually(lambda: (running(house) or {"pid": app})["pid"] != app, 30)
+        assert house.process("zygote")["pid"] != zygote
+        assert "only 0 of 4 descriptors came with the order to fork app#0" in house.log
+        assert "Traceback" not in house.log
+
+
 def running(house: Tree) -> dict[str, Any] | None:
     row = house.process("app#0")
     return row if row["state"] == "RUNNING" else None

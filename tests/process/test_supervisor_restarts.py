@@ -5,9 +5,11 @@ import os
 import re
 import signal
 import time
+from typing import Any
 
+import psutil
 import pytest
-from supervisor_tree import Tree, eventually, tree_of
+from supervisor_tree import ROOT, Tree, eventually, tree_of
 
 from streamd.link import connect
 from streamd.wire import Command
@@ -20,6 +22,17 @@ app = streamd.App("proj")
 @app.task
 async def end():
     HOW
+"""
+
+CRASHES_UNTIL_HEALED = """
+import os, pathlib
+import streamd
+app = streamd.App("proj")
+
+@app.task
+async def crash():
+    if not pathlib.Path("healed").exists():
+        os._exit(5)
 """
 
 HANGS = """
@@ -57,6 +70,27 @@ async def feed():
     for word in ("one", "poison", "two"):
         await words.send(value=word, key="same")
 """
+
+
+def test_a_killed_process_is_ready_again_within_the_limit_and_each_step_is_told_once() -> None:
+    kill_again_and_again(15)
+
+
+def kill_again_and_again(count: int) -> None:
+    """Kill one process so many times, each time once it runs."""
+    with tree_of() as house:
+        before = house.run().pid("app#0")
+        took_s = []
+        for _ in range(count):
+            began = time.monotonic()
+            os.kill(before, signal.SIGKILL)
+            before = wait_other(house, "app#0", before)
+            took_s.append(time.monotonic() - began)
+
+        assert sorted(took_s)[count // 2] < 0.02 * 5, took_s
+        assert max(took_s) < 0.1 * 5, took_s
+        assert len(re.findall(r"app#0 \(pid \d+\) was ended by SIGKILL", house.log)) == count
+        assert len(re.findall(r"app#0 \(pid \d+\) is RUNNING", house.log)) == count + 1
 
 
 def test_a_killed_process_is_replaced_at_once_and_it_is_not_its_fault() -> None:
@@ -98,6 +132,81 @@ def test_a_crash_loop_backs_off_and_is_given_up() -> None:
         assert status["problems"][0]["process"] == "app#0"
         assert "5 crashes in" in house.log
         assert house.wait_ready()["ready"]
+        assert cpu_share(house.pid("master")) < 0.01 * 5
+
+
+def cpu_share(pid: int, over_s: float = 2.0) -> float:
+    """How much of one processor a process takes."""
+    began, before = time.monotonic(), cpu_s(pid)
+    eventually(lambda: time.monotonic() > began + over_s)
+    return (cpu_s(pid) - before) / (time.monotonic() - began)
+
+
+def cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def test_a_restart_by_hand_waits_for_no_back_off_and_takes_its_place() -> None:
+    with tree_of(CRASHES_UNTIL_HEALED) as house:
+        house.run()
+        row = eventually(lambda: waits(house), 30)
+        (house.place / "healed").touch()
+        began = time.monotonic()
+
+        assert house.ask("restart", names=["app"]) == ["app#0"]
+
+        assert time.monotonic() - began < 0.2 * 5
+        pid = house.pid("app#0")
+        # Beyond the moment at which it would have been tried.
+        eventually(lambda: time.monotonic() > began + (row["retry_in_s"] or 0.0) + 0.3, 10)
+        assert house.pid("app#0") == pid and house.process("app#0")["state"] == "RUNNING"
+
+
+def waits(house: Tree) -> dict[str, Any] | None:
+    """The row of the process while it waits some time for its next start, or was given up."""
+    row = house.process("app#0")
+    if row["state"] == "FATAL":
+        return row
+    return row if row["state"] == "BACKOFF" and row["retry_in_s"] > 0.2 else None
+
+
+CLOCK = """
+import pathlib, time
+real, step = time.time, pathlib.Path("step")
+
+def stepped():
+    return real() + (float(step.read_text()) if step.exists() else 0.0)
+
+time.time = stepped
+"""
+
+
+@pytest.mark.parametrize("step_s", [-3600, 3600])
+def test_a_step_of_the_wall_clock_restarts_nothing_and_delays_nothing(step_s: int) -> None:
+    with tree_of() as house:
+        # Read by every Python of the tree when it starts.
+        (house.place / "sitecustomize.py").write_text(CLOCK)
+        house.start({"PYTHONPATH": f"{house.place}:{ROOT}"})
+        assert "ready" in house.wait_ready()
+        app = house.pid("app#0")
+
+        (house.place / "step").write_text(str(step_s))
+
+        eventually(lambda: has_stepped(house, step_s), 10)
+        assert house.pid("app#0") == app
+        os.kill(app, signal.SIGKILL)
+        began = time.monotonic()
+        wait_other(house, "app#0", app)
+        assert time.monotonic() - began < 0.1 * 5
+        assert house.ask("status")["state"] == "running"
+        assert "hangs" not in house.log
+
+
+def has_stepped(house: Tree, step_s: int) -> bool:
+    """True once the master has told two seconds by the new time."""
+    moments = [each["t"] for each in house.ask("status")["history"]]
+    return sum(abs(t - time.time() - step_s) < 60 for t in moments) > 1
 
 
 def fatal(house: Tree) -> dict[str, object] | None:
@@ -222,14 +331,20 @@ def test_restarts_by_hand_and_a_stop_do_not_meet() -> None:
 
 
 def test_a_stopped_master_does_not_blame_the_processes() -> None:
+    stop_the_master(1.8)
+
+
+def stop_the_master(stopped_s: float) -> None:
+    """Stop the master for so long, which is beyond the limit, and see that it blames nobody."""
     with tree_of() as house:
         master = house.run(option_hang_limit="1s").pid("master")
         os.kill(master, signal.SIGSTOP)
-        time.sleep(1.8)
+        time.sleep(stopped_s)
 
         os.kill(master, signal.SIGCONT)
 
-        time.sleep(0.8)
+        before = len(house.ask("status")["history"])
+        eventually(lambda: len(house.ask("status")["history"]) > before + 1, 10)
         assert house.process("app#0")["restarts"] == 0
         assert "hangs" not in house.log
 
