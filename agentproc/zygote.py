@@ -101,8 +101,8 @@ class Zygote:
                 if len(self._descriptors) < FORK_DESCRIPTORS:
                     # What the kernel dropped cannot be told from what is still to come.
                     log.error(
-                        "only %d of %d descriptors came with the order to fork %s: the limit of "
-                        "open files is reached; this zygote ends and is replaced",
+                        "only %d of %d descriptors came with the order to fork %s: the limit "
+                        "of open files is reached; this zygote ends and is replaced",
                         len(self._descriptors), FORK_DESCRIPTORS, order.plan.process,
                     )  # fmt: skip
                     return EXIT_NO_DESCRIPTORS

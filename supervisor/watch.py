@@ -70,8 +70,10 @@ class Watch:
             run.held_in = tree.held_in(run.pid)
             self._fleet.note(
                 "ERROR",
+                "hang",
                 f"{child} is UNKILLABLE: it was killed {now - run.killed_at:.0f} s ago and the "
                 f"kernel holds it ({run.held_in}); it is replaced once it is let go",
+                child.name,
             )
 
     def _look_at_start(self, child: Child, run: Run, now: float, *, was_late: bool) -> None:

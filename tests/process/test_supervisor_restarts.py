@@ -206,7 +206,7 @@ def test_a_step_of_the_wall_clock_restarts_nothing_and_delays_nothing(step_s: in
 def has_stepped(house: Tree, step_s: int) -> bool:
     """True once the master has told two seconds by the new time."""
     moments = [each["t"] for each in house.ask("status")["history"]]
-    return sum(abs(t - time.time() - step_s) < 60 for t in moments) > 1
+    return sum(bool(abs(t - time.time() - step_s) < 60) for t in moments) > 1
 
 
 def fatal(house: Tree) -> dict[str, object] | None:
