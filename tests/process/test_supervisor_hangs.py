@@ -1,17 +1,12 @@
 """Whoever exists and does nothing is found, named, ended and replaced; nobody else is."""
 
-import contextlib
 import os
 import re
 import signal
-import socket
 import time
 
 import pytest
 from supervisor_tree import Tree, eventually, tree_of
-from test_supervisor_tells import listener
-
-from streamd.instance import process_state
 
 HANGS = """
 import ctypes, re, threading, time, asyncio, pathlib
@@ -192,33 +187,6 @@ def test_an_event_that_waits_long_is_no_hang() -> None:
 
         assert "hangs" not in house.log
         assert house.process("count#0")["restarts"] == 0
-
-
-def test_a_master_that_stands_still_does_not_feed_the_watchdog_of_systemd() -> None:
-    with tree_of() as house, listener(house.place / "notify") as systemd:
-        address = {"NOTIFY_SOCKET": str(house.place / "notify"), "WATCHDOG_USEC": "1000000"}
-        house.start(address)
-        assert "ready" in house.wait_ready()
-        master = house.pid("master")
-        eventually(lambda: b"WATCHDOG=1" in heard(systemd))
-
-        os.kill(master, signal.SIGSTOP)
-        eventually(lambda: process_state(master) == "T")
-        heard(systemd)
-        time.sleep(2.5)  # more than twice what systemd allows: the silence is what is tested
-
-        assert b"WATCHDOG=1" not in heard(systemd)
-        os.kill(master, signal.SIGCONT)
-        eventually(lambda: b"WATCHDOG=1" in heard(systemd))
-
-
-def heard(systemd: socket.socket) -> list[bytes]:
-    """The lines that came since the last call."""
-    lines: list[bytes] = []
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            lines += systemd.recv(4096).split(b"\n")
-    return lines
 
 
 def test_a_long_import_is_no_hang() -> None:
