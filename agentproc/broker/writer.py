@@ -236,41 +236,33 @@ class Writer:
         positions: dict[tuple[str, TP], int] = {}
         for agent, names in subscription.agents.items():
             agent_id = self._intern("agents", self.catalog.agents, agent)
-            for topic in map(self.catalog.topics.__getitem__, names):
-                for partition in subscription.partitions(topic.partitions):
-                    tp = TP(topic.name, partition)
-                    position = self._take_up_one(agent, agent_id, tp, topic)
-                    positions[agent, tp] = position
+            wanted = {
+                topic.first_tp + partition: TP(topic.name, partition)
+                for topic in map(self.catalog.topics.__getitem__, names)
+                for partition in subscription.partitions(topic.partitions)
+            }
+            marks = ",".join("?" * len(wanted))
+            found = query(
+                self.db,
+                "SELECT tp, (SELECT position FROM positions WHERE agent = ? AND tp = heads.tp),"
+                f" low, next FROM heads WHERE tp IN ({marks})",
+                (agent_id, *wanted),
+            )
+            taken = {
+                tp_id: _next_position(agent, wanted[tp_id], stored, low, end)
+                for tp_id, stored, low, end in found
+            }
+            positions.update({(agent, tp): taken[tp_id] for tp_id, tp in wanted.items()})
+            # A first one too, so that retention keeps what this agent has not read.
+            changed = {tp_id: taken[tp_id] for tp_id, stored, _, _ in found
+                       if stored != taken[tp_id]}  # fmt: skip
+            _insert(
+                self.db,
+                "INSERT OR REPLACE INTO positions VALUES ",
+                3,
+                [part for tp_id, at in changed.items() for part in (agent_id, tp_id, at)],
+            )
         return positions
-
-    def _take_up_one(self, agent: str, agent_id: int, tp: TP, topic: Topic) -> int:
-        tp_id = topic.first_tp + tp.partition
-        stored, low, end = query(
-            self.db,
-            "SELECT (SELECT position FROM positions WHERE agent = ? AND tp = heads.tp),"
-            " low, next FROM heads WHERE tp = ?",
-            (agent_id, tp_id),
-        )[0]
-        if stored is not None and stored > end:
-            raise LogDamaged(
-                f"{agent} has worked on {tp} up to {stored}, but the log ends at {end}: "
-                "events are gone",
-                remedy="restore a copy of the data directory, or streamd reset",
-            )
-        position: int = low if stored is None else max(stored, low)
-        if stored is not None and stored < low:
-            log.warning(
-                "%s was at %s@%d, which is not kept any more; it goes on at %d",
-                agent,
-                tp,
-                stored,
-                low,
-            )
-        # Written even if it is new, so that retention keeps what this agent has not read.
-        self.db.execute(
-            "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)", (agent_id, tp_id, position)
-        )
-        return position
 
     def _note_bell(
         self, group_id: int, subscription: Subscription, topics: list[str], address: str
@@ -457,6 +449,31 @@ def _changed(kind: str, name: str, there: int, wanted: int) -> StreamdError:
 def _values(prefix: str, width: int, count: int, suffix: str) -> str:
     row = "(" + ",".join("?" * width) + ")"
     return prefix + ",".join([row] * count) + suffix
+
+
+def _next_position(agent: str, tp: TP, stored: int | None, low: int, end: int) -> int:
+    """Where an agent goes on that was at `stored`, in a log that reaches from `low` to `end`.
+
+    Raises:
+        LogDamaged: The log ends before that.
+    """
+    if stored is None:
+        return low
+    if stored > end:
+        raise LogDamaged(
+            f"{agent} has worked on {tp} up to {stored}, but the log ends at {end}: "
+            "events are gone",
+            remedy="restore a copy of the data directory, or streamd reset",
+        )
+    if stored < low:
+        log.warning(
+            "%s was at %s@%d, which is not kept any more; it goes on at %d",
+            agent,
+            tp,
+            stored,
+            low,
+        )
+    return max(stored, low)
 
 
 def _insert(
