@@ -291,13 +291,13 @@ class Settings:
     hang_limit = Setting(
         DURATION,
         "30s",
-        "How long a process's loop may stand still before it is replaced; 0: ever.",
+        "How long a process's loop may stand still before it is replaced; 0: for ever.",
     )
     start_limit = Setting(
         DURATION,
         "60s",
         "How long a process that starts may give no sign of life before it is replaced; the "
-        "time of the import does not count; 0: ever.",
+        "time of the import does not count; 0: for ever.",
     )
     strategy = Setting(
         choice("one_for_one", "one_for_all", "rest_for_one"),

@@ -300,7 +300,11 @@ def _refuse_attribute(
         )
     others = _candidates(workdir)
     seen += [f"{name} ({where})" for name, where in others.items()][:5]
-    remedy = f"-A {next(iter(others))}" if others else 'app = streamd.App("name") in a module'
+    package = module.__name__.partition(".")[0]
+    near = [name for name in others if re.split(r"[.:]", name)[0] == package] or list(others)
+    remedy = 'app = streamd.App("name") in a module'
+    if near:
+        remedy = f"-A {near[0]}" if len(near) == 1 else "-A with one of these"
     raise AppError(message, seen=seen, remedy=remedy)
 
 

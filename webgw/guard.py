@@ -141,7 +141,8 @@ def _check_origin(method: str, headers: dict[bytes, str], options: WebOptions) -
         raise HttpError(
             403,
             "cross_site",
-            f"a {method} from another site's page (Origin {origin!r}) is refused",
+            f"a {method} from another site's page"
+            f"{f' (Origin {origin!r})' if origin is not None else ''} is refused",
             close=True,
         )
 

@@ -49,6 +49,8 @@ def kill(
     chosen = _chosen(all)
     if not chosen:
         output.note("Nothing runs. Nothing done.")
+        if given().json:
+            output.say_json({"schema": "streamd.kill/1", "killed": [], "survivors": []})
         return 0
     if all and not dry_run and not yes:
         names = ", ".join(folder.path.name for folder in chosen)

@@ -242,7 +242,7 @@ def main(args: Sequence[str] | None = None, app: "App | None" = None) -> None:
 def run(args: list[str], given: options.Given | None = None) -> int:
     """Run the command line and return its exit code; errors are printed."""
     given = given or options.Given()
-    program = os.path.basename(sys.argv[0]) if given.app_object else "streamd"
+    program = _program() if given.app_object else "streamd"
     try:
         result = root.main(args, prog_name=program, standalone_mode=False, obj=given)
         sys.stdout.flush()
@@ -271,6 +271,14 @@ def run(args: list[str], given: options.Given | None = None) -> int:
     except Exception as error:
         output.say_bug(error, debug=given.debug)
         return 70
+
+
+def _program() -> str:
+    """How the script that called `app.main()` was started."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return os.path.basename(sys.argv[0])
 
 
 def _explained(error: click.UsageError) -> StreamdError:

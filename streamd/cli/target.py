@@ -17,7 +17,7 @@ import msgspec
 
 import streamd
 from streamd.cli.options import Given
-from streamd.errors import AppError, NotRunning, StreamdError, UsageError
+from streamd.errors import AppError, NotRunning, StreamdError, TimedOut, UsageError
 from streamd.instance import Folder, Identity, folders, instance_name
 from streamd.link import Link, LinkLost, connect
 from streamd.wire import Command, Document
@@ -207,6 +207,13 @@ async def ask(folder: Folder, verb: str, timeout_s: float | None = 10.0, **args:
     link = await reach(folder)
     try:
         answer = await link.request(Command(verb, args), timeout_s)
+    except TimedOut as error:
+        who = living(folder)
+        raise TimedOut(
+            f"the master of {folder.path.name} (pid {who.pid if who else '-'}) did not answer "
+            f"in {timeout_s:g} s: it is stopped, or stuck",
+            remedy=f"streamd kill --tree --name {folder.path.name} ends it; nothing is lost",
+        ) from error
     finally:
         link.close()
     return answer.data if isinstance(answer, Document) else None

@@ -187,7 +187,8 @@ def test_the_guides_line_starts_a_worker_that_ctrl_c_stops(here: Place) -> None:
 
 
 @pytest.mark.parametrize("holds_lock", ["True", "False"])
-def test_what_a_dead_tree_left_is_ended_by_the_next_start(here: Place, holds_lock: str) -> None:
+@pytest.mark.parametrize("ended_by", ["start", "kill"])
+def test_what_a_dead_tree_left_is_ended(here: Place, holds_lock: str, ended_by: str) -> None:
     leaving = f"""
 import pathlib, subprocess
 
@@ -213,10 +214,17 @@ async def leave():
     eventually(lambda: not record.master.is_alive() and not record.guardian.is_alive())
     assert left.is_alive()
 
-    started = here.run("start -A leaving -p 0")
-
-    assert started.returncode == 0, started.stderr
-    assert "leaving had died and left " in started.stderr
+    if ended_by == "start":
+        started = here.run("start -A leaving -p 0")
+        assert started.returncode == 0, started.stderr
+        assert "leaving had died and left " in started.stderr
+    else:
+        listed = here.run("kill --tree --dry-run -A leaving")
+        assert f"  {left.pid} sleep" in listed.stdout
+        killed = here.run("kill --tree")
+        assert killed.returncode == 0, killed.stderr
+        assert "none left" in killed.stdout
+        assert here.run("kill --tree").stderr == "Nothing runs. Nothing done.\n"
     assert not left.is_alive()
 
 

@@ -187,6 +187,11 @@ EFFECTS = {
         "test_an_empty_token_file_is_refused",
     ),
     "web_max_body": ("webgw/options.py", '"web_max_body"', "test_a_body_has_a_limit"),
+    "web_access_log": (
+        "webgw/options.py",
+        '"web_access_log"',
+        "test_requests_are_logged_once_where_that_is_asked_for",
+    ),
     "web_timeout": (
         "webgw/options.py",
         '"web_timeout"',

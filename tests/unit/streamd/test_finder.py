@@ -233,3 +233,16 @@ def test_what_is_run_is_named_as_faust_names_it(
     )
 
     assert done.stdout.strip() == expected.format(root=tmp_path), done.stderr
+
+
+def test_a_package_without_an_app_is_told_of_those_in_it_not_of_strangers(
+    write: Write, tmp_path: Path
+) -> None:
+    write("aaa.py", 'import streamd\n\napp = streamd.App("aaa")\n')
+    write("mine/__init__.py", "")
+    write("mine/apps.py", 'import streamd\n\nother = streamd.App("mine")\n')
+
+    with pytest.raises(AppError, match="mine has no 'app'") as caught:
+        find_app("mine", tmp_path)
+
+    assert caught.value.remedy == "-A mine.apps:other"
