@@ -30,6 +30,7 @@ from streamd.wire import (
     Appended,
     Declare,
     Done,
+    Failing,
     Fetch,
     Fetched,
     LogState,
@@ -37,6 +38,7 @@ from streamd.wire import (
     LogTopicsReply,
     Message,
     Ready,
+    TopicInfo,
 )
 
 log = logging.getLogger(__name__)
@@ -49,9 +51,12 @@ ORPHANED = 70
 class Cluster:
     """What the process knows once the master has declared the app."""
 
+    link: Link
+
     def __init__(self, datadir: Path) -> None:
         self._datadir = datadir
         self._log: KafkaLog | None = None
+        self._making: asyncio.Task[None] | None = None
 
     async def answer_master(self, link: Link, message: Message) -> Answer:
         """Answer what comes over the link to the master."""
@@ -80,11 +85,22 @@ class Cluster:
     async def _declare(self, declared: Declare) -> None:
         settings = Settings.of_plain(declared.settings)
         broker = KafkaBroker(settings, declared.topics, installation(self._datadir))
-        wanted = [broker.wanted(topic.name) for topic in declared.topics]
-        await asyncio.to_thread(broker.ensure, wanted)
         if self._log is not None:
             await self._log.close()
         self._log = KafkaLog(broker)
+        if self._making is not None:
+            self._making.cancel()
+        # A cluster may be away for long: who needs a topic waits for it, not the start of this.
+        self._making = asyncio.create_task(self._make(broker, declared.topics), name="topics")
+
+    async def _make(self, broker: KafkaBroker, declared: list[TopicInfo]) -> None:
+        wanted = [broker.wanted(topic.name) for topic in declared]
+        try:
+            await asyncio.to_thread(broker.ensure, wanted)
+        except StreamdError as error:
+            log.error("%s", error)
+            self.link.send(Failing(str(error), error.seen, error.remedy, error.exit_code))
+            os._exit(error.exit_code)
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -106,7 +122,7 @@ async def _run(end: socket.socket, datadir: Path, address: Path) -> int:
             os._exit(ORPHANED)
 
     cluster = Cluster(datadir)
-    link = await adopt(end, "master", cluster.answer_master, on_lost=orphaned)
+    link = cluster.link = await adopt(end, "master", cluster.answer_master, on_lost=orphaned)
     server = await serve(address, "log client", cluster.answer)
     link.send(Ready([]))
     while not stopping.is_set():
@@ -130,12 +146,9 @@ def main() -> None:
     Path("/proc/self/comm").write_text("streamd: log")
     end = socket.socket(fileno=int(sys.argv[1]))
     end.set_inheritable(False)
-    try:
-        code = asyncio.run(_run(end, Path(sys.argv[2]), Path(sys.argv[3])))
-    except StreamdError as error:
-        log.error("%s", error)
-        code = error.exit_code
-    # Threads that wait for the cluster would keep the interpreter from ending.
+    loop = asyncio.new_event_loop()
+    code = loop.run_until_complete(_run(end, Path(sys.argv[2]), Path(sys.argv[3])))
+    # The loop is not closed: it would wait for threads that wait for the cluster.
     os._exit(code)
 
 

@@ -136,6 +136,7 @@ class Engine:
         self._committed: dict[tuple[str, TP], int] = {}
         self._trials = Trials(app.settings, parked)
         self._mail: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._opening: asyncio.Future[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._checkpointing: asyncio.Task[None] | None = None
         self._commit_lock = asyncio.Lock()
@@ -167,7 +168,14 @@ class Engine:
         Raises:
             StreamdError: The group cannot go on in this process.
         """
-        await self._recover()
+        self._opening = asyncio.ensure_future(self._recover())
+        try:
+            await self._opening
+        except asyncio.CancelledError:
+            await self.session.close()
+            if self.stopping:
+                return
+            raise
         self._checkpointing = self._spawn(self._make_checkpoints(), "checkpoints")
         self._start_reading()
         self._start_actors()
@@ -185,6 +193,8 @@ class Engine:
     def stop(self) -> None:
         """Hand out no more; `run` returns when what is in work is settled and durable."""
         self.stopping = True
+        if self._opening is not None:
+            self._opening.cancel()  # what is not open yet may wait for long
         if self._reading is not None:
             self._reading.cancel()
         for worker in self.working:
@@ -205,10 +215,11 @@ class Engine:
         await self.session.open()
         self._committed = dict(self.session.positions)
         self.positions = dict(self._committed)
+        partitions = list(self.session.partitions)  # those that come later are gained
         for table in self.tables:
             parts = {
                 partition: Part(table.load(await self.session.load(table.name, partition)))
-                for partition in self.session.partitions
+                for partition in partitions
                 if partition < (table.partitions or 1)
             }
             table.hold(parts, place_of(self.app, table), checked=self._alone)
@@ -220,6 +231,7 @@ class Engine:
 
     async def gain(self, partitions: list[int]) -> None:
         """See `streamd.agentproc.broker.Holder`."""
+        await self.ready.wait()
         for table in self.tables:
             for partition in partitions:
                 if partition < (table.partitions or 1):
@@ -236,7 +248,8 @@ class Engine:
 
     async def lose(self, partitions: list[int], *, gone: bool) -> None:
         """See `streamd.agentproc.broker.Holder`; what is slow to settle is cancelled."""
-        if not self.ready.is_set() or self.stopping:
+        await self.ready.wait()
+        if self.stopping:
             return
         self._giving_way = True
         try:

@@ -116,6 +116,7 @@ class Process:
         self._answers: Answers | None = None
         self._schedule = Schedule(app, self._leave)
         self._remote: RemoteTables | None = None
+        self._broker: Broker | None = None
         self._server: asyncio.Server | None = None
         self._end: asyncio.Future[int] = asyncio.get_event_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -191,7 +192,7 @@ class Process:
 
     async def _start(self) -> None:
         plan, app = self._plan, self._app
-        broker = make_broker(app, plan)
+        broker = self._broker = make_broker(app, plan)
         if plan.canary:
             self._rehearse(broker)
             self._tell(Ready([group.group for group in plan.groups]))
@@ -328,6 +329,7 @@ class Process:
             dead_letters=sum(part.dead_letters for part in parts),
             sent=sum(part.sent for part in parts),
             busy_with=[line for engine in engines for line in engine.busy_with()],
+            waits_for=self._broker.waits_for if self._broker is not None else "",
         )
 
     def _tell(self, message: Message) -> None:

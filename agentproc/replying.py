@@ -92,7 +92,6 @@ async def receive(
     session = broker.session(
         Subscription(app.id, f"reply-{process}", 0, 1, {f"reply-{process}": [topic]}, {})
     )
-    session.partitions_of(topic)
     await session.open()
     replies = Replies(topic)
 

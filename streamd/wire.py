@@ -280,6 +280,7 @@ class Stats(Message):
     dead_letters: int
     sent: int
     busy_with: list[str]  # "count_words: proj-posts[3]@1042 for 2.1 s", the longest first
+    waits_for: str = ""  # a cluster that is away, a long recovery
 
 
 class Note(Message):

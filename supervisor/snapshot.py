@@ -73,7 +73,7 @@ class Snapshots:
         """
         fleet = self._fleet
         processes = self.processes(fresh=fresh)
-        problems = list(_problems(fleet.children.values()))
+        problems = [*_problems(fleet.children.values()), *_waits(fleet.children.values())]
         if self._logs.problem is not None:
             problems.append(
                 {
@@ -125,9 +125,9 @@ class Snapshots:
         down = [child for child in children if child.state is not State.RUNNING]
         behind = sum(self._behind().values())
         if phase == "starting":
-            return (
-                f"Starting; waiting for {', '.join(child.name for child in down) or 'nothing'}."
-            )
+            names = ", ".join(child.name for child in down) or "nothing"
+            why = "".join(f"; it {wait['text']}" for wait in _waits(down))
+            return f"Starting; waiting for {names}{why}."
         if change := self._changes.sentence:
             return change
         if down:
@@ -296,6 +296,22 @@ class Snapshots:
             }
             for table in (hello.tables if hello else ())
         ]
+
+
+def _waits(children: Iterable[Child]) -> Iterable[dict[str, Any]]:
+    """What processes wait for that is not theirs to mend, each thing once."""
+    waiting: dict[str, list[str]] = {}
+    for child in children:
+        if child.run is not None and child.run.stats and child.run.stats.waits_for:
+            waiting.setdefault(child.run.stats.waits_for, []).append(child.name)
+    for text, names in waiting.items():
+        yield {
+            "process": ", ".join(names[:3])
+            + (f" and {len(names) - 3} more" * (len(names) > 3)),
+            "code": "waits",
+            "text": text,
+            "remedy": "",
+        }
 
 
 def _problems(children: Iterable[Child]) -> Iterable[dict[str, Any]]:

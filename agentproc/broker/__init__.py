@@ -172,6 +172,10 @@ class Broker(Protocol):
     traces: bool
     """Does it want to know for which events an output's were sent (`Output.sources`)?"""
 
+    @property
+    def waits_for(self) -> str:
+        """What it waits for now, for people: a cluster that is away, a long recovery; or ""."""
+
     def session(self, subscription: Subscription, holder: Holder | None = None) -> Session:
         """A session that is not open yet.
 

@@ -68,6 +68,7 @@ class EmbeddedBroker:
         self._pausing = False  # the loop has a call of _pause
 
     traces = False
+    waits_for = ""
 
     def session(
         self, subscription: Subscription, holder: Holder | None = None

@@ -27,6 +27,7 @@ from streamd.agentproc.broker import (
 )
 from streamd.agentproc.kafka import options, topics
 from streamd.agentproc.kafka.appending import Appender
+from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.markers import (
     Marker,
     encode_marker,
@@ -50,6 +51,7 @@ T = TypeVar("T")
 
 TELL_OFFSETS_S = 1.0
 CLOSE_S = 5.0
+AWAY_PAUSE_S = 0.2
 
 
 class KafkaBroker:
@@ -58,15 +60,23 @@ class KafkaBroker:
     Args:
         declared: What the app names; other topics are made with the default partitions.
         installation: Tells this data directory's members from another host's.
+        patience_s: How long to wait for a cluster that is away; None: for ever.
     """
 
     def __init__(
-        self, settings: Settings, declared: list[TopicInfo], installation: str
+        self,
+        settings: Settings,
+        declared: list[TopicInfo],
+        installation: str,
+        patience_s: float | None = None,
     ) -> None:
         self.settings = settings
         self.traces = settings.processing_guarantee == "at_least_once"
         self.installation = installation
         self.reach = options.connection(settings)
+        self.health = Health(self.reach["bootstrap.servers"])
+        self.reach["error_cb"] = self.health.on_error
+        self.patience_s = patience_s
         self.declared = {topic.name: topic for topic in declared}
         self._admin: AdminClient | None = None
         self._counts: dict[str, int] = {}  # topic -> partitions
@@ -112,9 +122,30 @@ class KafkaBroker:
             topics.retention_config(None if self.packed(topic) else retention_s),
         )
 
+    @property
+    def waits_for(self) -> str:
+        """See `streamd.agentproc.broker.Broker`."""
+        return self.health.waits_for
+
     def ensure(self, wanted: list[topics.Wanted]) -> dict[str, topics.Found]:
-        """Make topics that are not there; blocks."""
-        found = topics.ensure(self.admin, wanted)
+        """Make topics that are not there; blocks, until the cluster can be reached.
+
+        Raises:
+            BrokerError: It cannot be reached for longer than the patience.
+        """
+        asked_at = time.monotonic()
+        while True:
+            try:
+                found = topics.ensure(self.admin, wanted, topics.TRY_S)
+                break
+            except topics.Away as error:
+                self.admin.poll(0)  # what the connections complain of
+                self.health.failed(str(error))
+                waited_s = time.monotonic() - asked_at
+                if self.patience_s is not None and waited_s >= self.patience_s:
+                    raise
+                time.sleep(AWAY_PAUSE_S)
+        self.health.worked()
         self._counts |= {name: topic.partitions for name, topic in found.items()}
         return found
 
@@ -142,7 +173,6 @@ class KafkaSession:
         self.positions: dict[tuple[str, TP], int] = {}
         self.partitions: list[int] = []
         self.generation = 0
-        self.waits_for = "the cluster"  # for people, while it is not there
         self._broker = broker
         self._subscription = subscription
         self._holder = holder
@@ -198,6 +228,7 @@ class KafkaSession:
             gain=self._gain,
             take=self._take,
             failed=self._failed,
+            health=self._broker.health,
             bound_s=self._broker.settings.grace,
         )
         self._poller.start()
@@ -239,6 +270,7 @@ class KafkaSession:
             ),
             self._broker.packed,
             self._tracer,
+            self._broker.health,
         )
 
     def _member_id(self) -> str:
@@ -280,11 +312,13 @@ class KafkaSession:
         reader = options.reader(
             self._broker.reach, f"{self._group}.recovery", committed=self._exactly_once
         )
-        recovery = Recovery(reader, self._home, self._put, self._says)
+        health = self._broker.health
+        recovery = Recovery(reader, self._home, self._put, health, self._says)
         try:
             return recovery.take(partitions)
         finally:
             recovery.close()
+            health.doing("")
 
     def _put(self, rows: list[Row]) -> None:
         """Make records durable; called by the thread that recovers."""
@@ -292,7 +326,7 @@ class KafkaSession:
         self._writing.submit(self._writer.put, rows).result()
 
     def _says(self, text: str) -> None:
-        self.waits_for = text
+        self._broker.health.doing(f"{self._subscription.group} {text}")
         log.info("group %s %s", self._subscription.group, text)
 
     def _begin_with(self, partition: int, taken: Taken) -> None:
@@ -507,15 +541,13 @@ class KafkaSession:
 
     async def close(self) -> None:
         self._broker.closed(self)
-        if self._poller is not None:
-            poller, self._poller = self._poller, None
+        poller, self._poller = self._poller, None
+        if poller is not None:
             poller.end(leave=False)
-            await self._in_thread(self._recovering, poller.join, CLOSE_S)
-        if self._writer is not None:
-            await self._in_thread(self._writing, self._writer.close)
-        self._writing.shutdown(wait=False)
-        self._recovering.shutdown(wait=False)
-        self._appending.shutdown(wait=False)
+            await asyncio.to_thread(poller.join, CLOSE_S)
+        for thread in (self._writing, self._recovering, self._appending):
+            # What waits for a cluster that is away is not waited for.
+            thread.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(
         self, thread: ThreadPoolExecutor, work: Callable[..., T], *args: object

@@ -54,6 +54,7 @@ class MemoryBroker:
         self._sessions: set[MemorySession] = set()
 
     traces = False
+    waits_for = ""
 
     def session(
         self, subscription: Subscription, holder: Holder | None = None

@@ -16,6 +16,8 @@ from streamd.link import LinkLost
 if TYPE_CHECKING:
     from streamd.agentproc.kafka.client import KafkaLog
 
+PATIENCE_S = 10.0
+
 
 @contextlib.asynccontextmanager
 async def log_of(app: App, folder: Folder, datadir: Path) -> AsyncIterator[LogClient]:
@@ -51,4 +53,5 @@ def _cluster_of(app: App, datadir: Path) -> "KafkaLog":
     from streamd.agentproc.kafka.client import KafkaLog  # noqa: PLC0415
 
     datadir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return KafkaLog(KafkaBroker(app.settings, app.topic_infos(), installation(datadir)))
+    broker = KafkaBroker(app.settings, app.topic_infos(), installation(datadir), PATIENCE_S)
+    return KafkaLog(broker)

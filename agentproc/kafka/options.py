@@ -17,8 +17,8 @@ def connection(settings: Settings) -> Options:
         "client.id": f"{settings.id}",
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
-        # Errors come to our callbacks; librdkafka's own lines would come on stderr as well.
-        "log_level": 3,
+        # Errors come to our callbacks; librdkafka would write a line for each try as well.
+        "log_level": 0,
     }
 
 

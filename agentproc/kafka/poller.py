@@ -25,6 +25,7 @@ from confluent_kafka import (
 )
 
 from streamd.agentproc.broker import TP, Batch, Headers
+from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.packs import (
     INDEX_BITS,
@@ -48,6 +49,7 @@ FULL_EVENTS = 32_000  # handed to the loop and not taken: read no more
 FULL_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 0.2  # for the loop to take some, before partitions are paused
 SEEK_S = 10.0
+PROBE_S = 1.0
 
 
 class Passed(NamedTuple):
@@ -101,6 +103,7 @@ class Poller(threading.Thread):
         gain: Callable[[set[TP]], Awaitable[None]],
         take: Callable[[list[Read]], None],
         failed: Callable[[BaseException], None],
+        health: Health,
         bound_s: float,
         silent: frozenset[str] = frozenset(),
     ) -> None:
@@ -113,6 +116,8 @@ class Poller(threading.Thread):
         self._loop = loop
         self._lose, self._gain = lose, gain
         self._take, self._failed = take, failed
+        self._health = health
+        self._probed_at = 0.0
         self._bound_s = bound_s
         self._silent = silent
         self._commands: deque[Callable[[], None]] = deque()
@@ -126,8 +131,6 @@ class Poller(threading.Thread):
         self._fatal: BaseException | None = None
         self.group_metadata: object = None  # as of the newest assignment
         self.statistics: str = ""  # librdkafka's, as JSON
-        self.problem: str = ""  # what the cluster has last complained of
-        self.problem_at = 0.0
 
     # What the loop says.
 
@@ -170,7 +173,10 @@ class Poller(threading.Thread):
             while not self._ending.is_set():
                 self._obey()
                 self._wait_room()
-                self._hand_over(self._read())
+                messages = self._read()
+                self._hand_over(messages)
+                if self._health.is_away:
+                    self._look_again(heard=bool(messages))
                 if self._fatal is not None:
                     raise self._fatal
         except BaseException as error:
@@ -195,6 +201,19 @@ class Poller(threading.Thread):
         if first is None:
             return []
         return [first, *self._consumer.consume(CHUNK_RECORDS - 1, 0)]
+
+    def _look_again(self, heard: bool) -> None:
+        """See whether a cluster that was away is back: where nothing comes, nothing tells."""
+        now = time.monotonic()
+        if not heard and self._reading and now - self._probed_at > PROBE_S:
+            self._probed_at = now
+            place = TopicPartition(*next(iter(self._reading)))
+            try:
+                heard = self._consumer.get_watermark_offsets(place, timeout=PROBE_S) is not None
+            except KafkaException as error:
+                self._health.failed(error.args[0].str())
+        if heard:
+            self._health.worked()
 
     def _obey(self) -> None:
         while self._commands:
@@ -379,7 +398,7 @@ class Poller(threading.Thread):
 
     def _await(self, losing: "Future[None]") -> None:
         deadline = time.monotonic() + self._bound_s
-        while not losing.done() and time.monotonic() < deadline:
+        while not (losing.done() or self._ending.is_set()) and time.monotonic() < deadline:
             self._obey()
             try:
                 losing.result(0.005)
@@ -388,7 +407,7 @@ class Poller(threading.Thread):
             except StreamdError as error:
                 self._fatal = error
                 return
-        if not losing.done():
+        if not losing.done() and not self._ending.is_set():
             losing.cancel()
             self._fatal = BrokerError(
                 f"partitions were to be given away, and were not settled in {self._bound_s:g} s"
@@ -397,7 +416,8 @@ class Poller(threading.Thread):
     def _problem(self, error: KafkaError) -> None:
         if error.fatal():
             self._fatal = BrokerLost(f"the consumer cannot go on: {error.str()}")
-        self.problem, self.problem_at = error.str(), time.monotonic()
+        else:
+            self._health.on_error(error)
 
     def _statistics(self, text: str) -> None:
         self.statistics = text

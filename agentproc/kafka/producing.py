@@ -5,7 +5,6 @@ leaves a gap that nothing here can close, so it ends the process before it sends
 in no marker is done again.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
@@ -13,13 +12,12 @@ from typing import Any, NamedTuple, cast
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from streamd.agentproc.broker import Output
+from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.packs import count_header, cut
 from streamd.agentproc.kafka.sources import Tracer
 from streamd.errors import BrokerLost, Fenced
 from streamd.failpoints import failpoint
-
-log = logging.getLogger(__name__)
 
 STAMP_HEADER = "streamd-stamp"  # of a row that was deleted: it has no value to carry it
 SLOW_FLUSH_S = 10.0
@@ -50,10 +48,17 @@ class Writer:
         packed: True for the topics that carry packs.
     """
 
-    def __init__(self, options: Options, packed: Callable[[str], bool], tracer: Tracer) -> None:
+    def __init__(
+        self,
+        options: Options,
+        packed: Callable[[str], bool],
+        tracer: Tracer,
+        health: Health,
+    ) -> None:
         self.transactional = "transactional.id" in options
         self.tracer = tracer
         self._packed = packed
+        self._health = health
         self._errors: list[str] = []
         self._producer = Producer(
             {**options, "on_delivery": self._delivered, "error_cb": self._problem}
@@ -98,11 +103,6 @@ class Writer:
             self._put(rows)
             self._flush()
 
-    def close(self) -> None:
-        """Forget what was not made durable."""
-        self._producer.purge()
-        self._producer.flush(1.0)
-
     # Transactions.
 
     def _transact(
@@ -138,10 +138,12 @@ class Writer:
         while True:
             try:
                 call()
+                self._health.worked()
                 return
             except KafkaException as error:
                 cause = error.args[0]
                 if cause.retriable() and not cause.fatal():
+                    self._health.on_error(cause)
                     # The same call again carries on where the one before was.
                     time.sleep(_TURN_S)
                     continue
@@ -216,15 +218,13 @@ class Writer:
 
     def _flush(self) -> None:
         asked_at = time.monotonic()
-        while self._producer.flush(_TURN_S):
+        while left := self._producer.flush(_TURN_S):
             self._check()
             if time.monotonic() - asked_at > SLOW_FLUSH_S:
-                log.warning(
-                    "a checkpoint waits for the broker; %d records are not written yet",
-                    len(self._producer),
-                )
+                self._health.failed(f"{left} records of a checkpoint are not written")
                 asked_at = time.monotonic()
         self._check()
+        self._health.worked()
 
     def _check(self) -> None:
         if self._errors:
@@ -238,3 +238,5 @@ class Writer:
     def _problem(self, error: KafkaError) -> None:
         if error.fatal():
             self._errors.append(error.str())
+        else:
+            self._health.on_error(error)

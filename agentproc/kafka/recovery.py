@@ -22,6 +22,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamd.agentproc.broker import TP
+from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.markers import (
     STAMP_BYTES,
     Incarnation,
@@ -33,6 +34,7 @@ from streamd.agentproc.kafka.markers import (
 )
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.producing import STAMP_HEADER, Row
+from streamd.agentproc.kafka.topics import AWAY_CODES
 from streamd.errors import BrokerError, BrokerLost, Fenced
 from streamd.failpoints import failpoint
 
@@ -42,6 +44,7 @@ CHUNK_RECORDS = 10_000
 QUIET_S = 30.0  # nothing came though something is there
 PROGRESS_S = 1.0
 TRIES = 5
+MOMENT_S = 0.02  # a topic that has just been made has its leaders soon
 
 
 class Extent(NamedTuple):
@@ -83,10 +86,12 @@ class Recovery:
         options: Options,
         home: Home,
         put: Callable[[list[Row]], None],
+        health: Health,
         progress: Callable[[str], None],
     ) -> None:
         self._home = home
         self._put = put
+        self._health = health
         self._progress = progress
         self._consumer = Consumer(options)
 
@@ -297,12 +302,15 @@ class Recovery:
                 low, high = self._consumer.get_watermark_offsets(
                     TopicPartition(*tp), timeout=10
                 )
+                self._health.worked()
                 return low, high
             except KafkaException as error:
                 cause = error.args[0]
-                if not (cause.retriable() or cause.code() in _PASSING):
+                if not (cause.retriable() or cause.code() in AWAY_CODES):
                     raise BrokerError(f"{tp} cannot be read: {cause.str()}") from None
-                self._progress(f"waits for the broker: {cause.str()}")
+                if cause.code() not in _MOMENTS:
+                    self._health.failed(f"{tp} cannot be read: {cause.str()}")
+                time.sleep(MOMENT_S)
 
 
 _HOPELESS = (
@@ -311,13 +319,7 @@ _HOPELESS = (
     KafkaError._UNKNOWN_TOPIC,
     KafkaError._AUTO_OFFSET_RESET,
 )
-_PASSING = (
-    KafkaError._TRANSPORT,
-    KafkaError._TIMED_OUT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-)
+_MOMENTS = (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION)
 
 
 def _stamped(value: bytes | None, incarnation: Incarnation) -> bytes | None:

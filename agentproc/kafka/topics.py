@@ -20,7 +20,16 @@ from streamd.errors import BrokerError, ConfigError
 log = logging.getLogger(__name__)
 
 ADMIN_S = 30.0
+TRY_S = 5.0  # where it is tried again
 DAY_MS = 24 * 3600 * 1000
+AWAY_CODES = frozenset({
+    KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_CONTROLLER,
+})  # fmt: skip
+"""Errors that pass by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +82,22 @@ def retention_config(retention_s: float | None) -> dict[str, str]:
     return {"cleanup.policy": "delete", "retention.ms": str(milliseconds)}
 
 
-def ensure(admin: AdminClient, wanted: Iterable[Wanted]) -> dict[str, Found]:
+class Away(BrokerError):
+    """The cluster cannot be reached now."""
+
+
+def ensure(
+    admin: AdminClient, wanted: Iterable[Wanted], timeout_s: float = ADMIN_S
+) -> dict[str, Found]:
     """Make the topics that are not there; what each one is then.
 
     Raises:
         ConfigError: A topic is there with another number of partitions.
+        Away: The cluster cannot be reached.
         BrokerError: It cannot be made or described.
     """
     topics = {topic.name: topic for topic in wanted}
-    found = describe(admin, topics)
+    found = describe(admin, topics, timeout_s)
     missing = [topic for name, topic in topics.items() if name not in found]
     if missing:
         _create(admin, missing)
@@ -112,7 +128,9 @@ def _appear(admin: AdminClient, names: list[str]) -> dict[str, Found]:
         time.sleep(0.02)
 
 
-def describe(admin: AdminClient, names: Iterable[str]) -> dict[str, Found]:
+def describe(
+    admin: AdminClient, names: Iterable[str], timeout_s: float = ADMIN_S
+) -> dict[str, Found]:
     """What each topic is; those that are not there are left out.
 
     Raises:
@@ -122,7 +140,7 @@ def describe(admin: AdminClient, names: Iterable[str]) -> dict[str, Found]:
     if not wanted:
         return {}
     found: dict[str, Found] = {}
-    futures = admin.describe_topics(TopicCollection(wanted), request_timeout=ADMIN_S)
+    futures = admin.describe_topics(TopicCollection(wanted), request_timeout=timeout_s)
     for name, future in futures.items():
         try:
             topic = future.result()
@@ -161,4 +179,5 @@ def config_of(admin: AdminClient, name: str) -> dict[str, str]:
 def broker_error(what: str, error: KafkaException) -> BrokerError:
     """One sentence for what the cluster said."""
     cause = error.args[0]
-    return BrokerError(f"{what}: {cause.str() if isinstance(cause, KafkaError) else cause}")
+    kind = Away if cause.code() in AWAY_CODES else BrokerError
+    return kind(f"{what}: {cause.str()}")
