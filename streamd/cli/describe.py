@@ -20,6 +20,7 @@ from streamd.cli.root import Command
 from streamd.config import Settings, broker_kind
 from streamd.cron import Cron, zone_of
 from streamd.errors import StreamdError, UsageError
+from streamd.secrets import mask
 from streamd.wire import Hello, TimerInfo, TopicInfo
 
 LOOPBACK = ("127.", "::1", "localhost", "unix:")
@@ -404,7 +405,7 @@ def _check_groups(hello: Hello) -> Iterator[Finding]:
 def _check_broker(settings: dict[str, Any]) -> Iterator[Finding]:
     broker = str(settings["broker"])
     if broker_kind(broker) != "embedded":
-        yield Finding("ok", "broker", broker)
+        yield Finding("ok", "broker", mask(broker))
         return
     datadir = Path(settings["datadir"])
     there = datadir

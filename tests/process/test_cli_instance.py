@@ -742,3 +742,17 @@ def test_all_lines_since_a_moment_are_shown_and_cannot_move_the_cursor() -> None
         assert [line.split("app#0 ")[1] for line in lines] == [
             f"\\x1b[2Jline {number}" for number in range(200)
         ]
+
+
+@pytest.mark.parametrize(
+    "command", ["check", "config", "config --json", "topics", "send double 1"]
+)
+def test_no_command_shows_the_password_of_a_broker(command: str) -> None:
+    with place(PROJ) as here:
+        broker = "kafka://ann:hunter22@127.0.0.1:1;bob:hunter33@127.0.0.1:2"
+
+        done = here.run(f"{command} -A proj --broker {broker}")
+
+        assert "hunter" not in done.stdout + done.stderr
+        if command.startswith("c"):
+            assert "kafka://ann:***@127.0.0.1:1;bob:***@127.0.0.1:2" in done.stdout

@@ -3,7 +3,10 @@
 import asyncio
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -150,6 +153,43 @@ def test_a_log_that_cannot_be_written_stops_nobody_and_is_told() -> None:
         eventually(lambda: "No space left" in str(house.ask_all("events", since=0)))
         kept = house.ask_all("logs", names=["a0"], lines=1000)
         assert len([line for line in kept if line["text"].startswith("a0 ")]) == 100
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that takes a megabyte."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs root")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_tears_no_line_and_is_told_until_there_is_room(small_disk: Path) -> None:
+    with tree_of(source(2)) as house:
+        house.logfile = small_disk / "log"
+        house.run(logfile=str(house.logfile))
+        order(house, ["a0", "a1"], 2 * LINES, pause_s=0.02)
+        for name in ("a0", "a1"):
+            eventually(lambda name=name: took_s(house, name), 60)  # type: ignore[misc]
+        eventually(lambda: house.ask("status")["problems"], 20)
+        (problem,) = house.ask("status")["problems"]
+        assert (
+            "cannot be written: No space left on device; what runs goes on" in problem["text"]
+        )
+        arrived = account(house)
+
+        # As logrotate does with copytruncate.
+        os.truncate(house.logfile, 0)
+        os.kill(house.pid("master"), signal.SIGUSR2)
+
+        eventually(lambda: "log lines were lost here: No space left" in house.log, 20)
+        eventually(lambda: not house.ask("status")["problems"], 20)
+        eventually(lambda: "the log is written again" in str(house.ask_all("events")))
+        assert not arrived.mangled
+        assert 0 < arrived.arrived.total() < 4 * LINES
 
 
 def test_a_file_that_logrotate_moves_under_load_loses_no_line() -> None:
