@@ -108,6 +108,7 @@ class Engine:
         self.callbacks: list[tuple[Callback, RecordMetadata]] = []
         self.errands: set[Errand] = set()
         self.stopping = False
+        self.leaving = False  # for good: others may have the partitions at once
         self.ready = asyncio.Event()
         self.announce: Callable[[Owns], None] = lambda owns: None  # set by the process
         self.session = broker.session(
@@ -172,7 +173,7 @@ class Engine:
         try:
             await self._opening
         except asyncio.CancelledError:
-            await self.session.close()
+            await self.session.close(leave=self.leaving)
             if self.stopping:
                 return
             raise
@@ -188,7 +189,7 @@ class Engine:
             for task in (self._reading, self._checkpointing, *self._actors):
                 if task is not None:
                     task.cancel()
-            await self.session.close()
+            await self.session.close(leave=self.leaving)
 
     def stop(self) -> None:
         """Hand out no more; `run` returns when what is in work is settled and durable."""
@@ -252,6 +253,7 @@ class Engine:
         if self.stopping:
             return
         self._giving_way = True
+        self.announce(self.owns())  # nobody is sent here for what is about to go
         try:
             if not gone:
                 await self._settle_all()
@@ -261,7 +263,6 @@ class Engine:
         finally:
             self._giving_way = False
             self._wake_feeds()
-        self.announce(self.owns())
 
     async def _settle_all(self) -> None:
         """Hand out no more; wait until what is in work is settled and durable, or too long."""

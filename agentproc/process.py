@@ -49,6 +49,7 @@ from streamd.wire import (
     Draining,
     DumpTasks,
     Failing,
+    Leave,
     Message,
     Open,
     Owners,
@@ -166,6 +167,9 @@ class Process:
                 self._begun.set()
             case Open():
                 self._may_open.set()
+            case Leave():
+                for engine in self._engines.values():
+                    engine.leaving = True
             case DumpTasks():
                 self._write_stacks()
             case _:

@@ -334,6 +334,11 @@ class Open(Message):
     """Master → agent process: the log is there and knows the app's topics: open it."""
 
 
+class Leave(Message):
+    """Master → agent process, before TERM: it ends for good, so that others may have what it
+    has at once. Who is only replaced keeps its partitions for its successor."""
+
+
 class DumpTasks(Message):
     """Master → agent process: append the stacks of asyncio tasks to the dump file."""
 
@@ -544,7 +549,7 @@ class Document(Message):
 
 ANY = (
     Done | End | Refusal | Import | Hello | ImportFailed | Fork | Forked | ForkFailed | Ready
-    | Owns | Stats | Note | Draining | Failing | Owners | DumpTasks | PageRequest | PageReply
+    | Owns | Stats | Note | Draining | Failing | Owners | DumpTasks | Leave | PageRequest | PageReply
     | Moved | Unavailable | Lookup | LookupText | Found | Missing | RouteKey | RoutedKey | Scan
     | Scanned | Append | Appended | LogTopics | LogTopicsReply | Declare | Fetch | Fetched
     | Begin | Open | Site | Snapshot | Command | Document | LogState

@@ -254,7 +254,12 @@ class Changes:
             if before == processes:
                 change.say(f"{group} has {_count(processes)} already")
                 return processes
-            change.say(f"{group} is drained: its partitions are shared out anew")
+            how = (
+                "shares its partitions"
+                if self._fleet.members_share
+                else ("is drained: its partitions are shared")
+            )
+            change.say(f"{group} {how} out anew")
             try:
                 await rolling.resize(self._fleet, group, processes)
             except StreamdError as error:

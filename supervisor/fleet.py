@@ -53,6 +53,7 @@ from streamd.wire import (
     Hello,
     Import,
     ImportFailed,
+    Leave,
     LogState,
     Message,
     Note,
@@ -397,10 +398,7 @@ class Fleet:
                 child.run.link.send(Begin())
 
     def _log_module(self) -> str:
-        assert self.settings is not None
-        if self.settings.broker.startswith("kafka"):
-            return "streamd.agentproc.cluster"
-        return "streamd.agentproc.log"
+        return "streamd.agentproc.cluster" if self.members_share else "streamd.agentproc.log"
 
     @property
     def _datadir(self) -> Path:
@@ -898,6 +896,8 @@ class Fleet:
             return
         if child.run is None:
             return
+        if not self.restarting:
+            self.leave(child)
         if child.kind == "zygote":
             code = self._code_of(child)
             is_idle = all(fork.via is not code.link for fork in self._forks.values())
@@ -907,6 +907,16 @@ class Fleet:
                 code.link = None
                 number = signal.SIGCONT if number == signal.SIGTERM else number
         child.run.signal(number)
+
+    def leave(self, child: Child) -> None:
+        """Tell an agent process, before it is stopped, that it ends for good."""
+        if child.kind == "agent" and child.run is not None and child.run.link is not None:
+            child.run.link.send(Leave())
+
+    @property
+    def members_share(self) -> bool:
+        """True where a group's processes share its partitions out among themselves (Kafka)."""
+        return self.settings is not None and self.settings.broker.startswith("kafka")
 
     def kill(self, child: Child, why: str, ending: Ending = Ending.HANG) -> None:
         """End a child's process now; `ending` is what the policy goes by."""

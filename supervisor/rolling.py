@@ -2,7 +2,8 @@
 
 On the embedded log a slot has the partitions p with p % slots == slot, so another number of
 slots is another place for nearly every partition: all of them are drained before the first of
-the new ones starts. Each step leaves a running process in every slot, or raises.
+the new ones starts. On Kafka the members of a group share its partitions out themselves: those
+that stay are not touched. Each step leaves a running process in every slot, or raises.
 """
 
 import asyncio
@@ -39,22 +40,26 @@ async def replace(fleet: Fleet, child: Child, code: Code | None = None) -> None:
 
 
 async def resize(fleet: Fleet, group: str, processes: int, code: Code | None = None) -> None:
-    """Drain all processes of a group, and fork so many; returns when they run.
+    """Let a group have so many processes, of this code; returns when they run.
 
     Raises:
         StreamdError: One did not come to run; the policy goes on trying.
     """
     async with fleet.exchanging:
         before = fleet.of_group(group)
+        stay = processes if fleet.members_share and code is None else 0
+        ending = before[stay:]
+        for child in before[processes:]:
+            fleet.leave(child)
         # One may be started by the policy while another still drains.
-        while any(child.state is not State.STOPPED for child in before):
-            await asyncio.gather(*(fleet.end(child, grace_s(fleet)) for child in before))
+        while any(child.state is not State.STOPPED for child in ending):
+            await asyncio.gather(*(fleet.end(child, grace_s(fleet)) for child in ending))
         for child in before[processes:]:
             fleet.remove(child)
         for slot in range(len(before), processes):
             fleet.add(f"{group}#{slot}", "agent", group)
         children = fleet.of_group(group)
-        begin(fleet, children, code)
+        begin(fleet, [child for child in children if child not in before[:stay]], code)
     await wait_ready(fleet, children)
 
 

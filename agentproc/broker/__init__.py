@@ -161,9 +161,13 @@ class Session(Protocol):
     def behind(self) -> dict[str, int]:
         """How many events each agent has not settled, from `positions` as last committed."""
 
-    async def close(self) -> None:
-        """Stop reading and let go of everything; commits nothing. `final` or not, a successor
-        may claim at once."""
+    async def close(self, *, leave: bool = False) -> None:
+        """Stop reading and let go of everything; commits nothing.
+
+        Args:
+            leave: For good: where others take over what a member has, they may at once.
+                Without it a successor in the same slot has the same partitions.
+        """
 
 
 class Broker(Protocol):

@@ -282,7 +282,7 @@ class EmbeddedSession:
             behind[agent] += max(0, ends[self._tp_ids[tp]] - position)
         return behind
 
-    async def close(self) -> None:
+    async def close(self, *, leave: bool = False) -> None:
         self._claim = None
         if self._bell is not None:
             asyncio.get_running_loop().remove_reader(self._bell)

@@ -360,9 +360,11 @@ class KafkaSession:
     async def _lose(self, tps: set[TP], gone: bool) -> None:
         async with self._rebalancing:
             partitions = sorted({tp.partition for tp in tps})
+            lost = set(partitions)
+            self.partitions = [p for p in self.partitions if p not in lost]
+            self.generation += 1
             if self._holder is not None:
                 await self._holder.lose(partitions, gone=gone)
-            lost = set(partitions)
             self._tracer.forget(lost)
             self.positions = {
                 key: at for key, at in self.positions.items() if key[1].partition not in lost
@@ -374,8 +376,6 @@ class KafkaSession:
                 del self._rows[key]
             for partition in lost:
                 self._markers.pop(partition, None)
-            self.partitions = [p for p in self.partitions if p not in lost]
-            self.generation += 1
 
     # Reading.
 
@@ -539,11 +539,11 @@ class KafkaSession:
             behind[agent] += max(0, offset_of(self._ends.get(tp, 0)) - at)
         return behind
 
-    async def close(self) -> None:
+    async def close(self, *, leave: bool = False) -> None:
         self._broker.closed(self)
         poller, self._poller = self._poller, None
         if poller is not None:
-            poller.end(leave=False)
+            poller.end(leave)
             await asyncio.to_thread(poller.join, CLOSE_S)
         for thread in (self._writing, self._recovering, self._appending):
             # What waits for a cluster that is away is not waited for.

@@ -277,7 +277,7 @@ class MemorySession:
             behind[agent] += max(0, self._broker.log_of(tp).end - position)
         return behind
 
-    async def close(self) -> None:
+    async def close(self, *, leave: bool = False) -> None:
         self._broker.release(self)
 
     def ring(self, appended: set[TP]) -> None:
