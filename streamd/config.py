@@ -705,17 +705,17 @@ def _derive(values: dict[str, Any], origins: dict[str, str]) -> None:
         values["id"] = f"{values['id']}-v{values['version']}"
     file = values["web_token_file"]
     if values["web_token"] is None and file is not None:
+        what = f"web_token_file is {str(file)!r} ({origins['web_token_file']})"
         try:
             lines = file.read_text().split()
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"web_token_file {file} ({origins['web_token_file']}) cannot be read: {error}",
+                f"{what}, which cannot be read: {getattr(error, 'strerror', None) or error}",
                 remedy="name a file that this user can read",
             ) from error
         if not lines:
             raise ConfigError(
-                f"web_token_file {file} ({origins['web_token_file']}) is empty",
-                remedy="write the token into its first line",
+                f"{what}, which is empty", remedy="write the token into its first line"
             )
         values["web_token"] = lines[0]
         origins["web_token"] = f"file {file}"

@@ -47,6 +47,8 @@ class Kind(Generic[T_co]):
         self.unit = unit
 
 
+MAX_NUMBER = 2**63 - 1  # what a frame and a database take
+
 _UNITS_S = {
     "us": 1e-6,
     "ms": 1e-3,
@@ -133,17 +135,17 @@ def parse_size(value: object) -> int:
         TypeError: It is of another type.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        size_bytes = value
+        size_bytes: float = value
     elif isinstance(value, str):
         matched = _NUMBER_AND_UNIT.fullmatch(value.strip().lower())
         if matched is None or matched[2] not in _UNITS_BYTES:
             raise ValueError(value)
-        size_bytes = int(float(matched[1]) * _UNITS_BYTES[matched[2]])
+        size_bytes = float(matched[1]) * _UNITS_BYTES[matched[2]]
     else:
         raise TypeError(value)
-    if size_bytes < 0:
+    if not 0 <= size_bytes <= MAX_NUMBER:
         raise ValueError(value)
-    return size_bytes
+    return int(size_bytes)
 
 
 def show_size(size_bytes: int) -> str:
@@ -236,7 +238,10 @@ def _text(value: object) -> str:
 def _path(value: object) -> Path:
     if not isinstance(value, Path):
         value = Path(_text(value))
-    return value.expanduser()
+    try:
+        return value.expanduser()
+    except RuntimeError as error:
+        raise Refused("no user of this host has such a home directory") from error
 
 
 def _app_id(value: object) -> str:
@@ -246,12 +251,12 @@ def _app_id(value: object) -> str:
     return text
 
 
-def _integer(low: int, high: int | None = None) -> Callable[[Any], int]:
+def _integer(low: int, high: int = MAX_NUMBER) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise TypeError(value)
         number = int(value)
-        if number < low or (high is not None and number > high):
+        if not low <= number <= high:
             raise ValueError(value)
         return number
 

@@ -16,7 +16,7 @@ _URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"<>]*@[^\s'\"<>]*")
 _LOGIN = re.compile(r"(?P<user>(?:://|[;,])[^/:@;,]*):(?!//|\d{1,5}/)(?P<password>[^;,]+)@")
 _NAMED = re.compile(
     r"(?i)(?P<name>\b(?:--)?(?:(?:streamd_)?web[._-]token|[\w.-]*(?:password|passwd|secret))"
-    r"(?![\w-])['\"]?(?:\s*[=:]\s*|(?<=token)\s+(?=\S)))"
+    r"(?![\w-])['\"]?(?:\s*[=:]\s*(?!\.\.\.)|(?:(?<=--web-token)|(?<=--web_token))\s+(?=\S)))"
     r"(?:(?P<quote>['\"])[^'\"]+(?P=quote)|['\"]?[^\s'\",;&)]+)"
 )
 _PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")

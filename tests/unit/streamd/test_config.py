@@ -10,9 +10,10 @@ import msgspec
 import pytest
 import pytz
 from hypothesis import given
+from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from streamd import config
+from streamd import config, secrets
 from streamd.config import (
     SETTINGS,
     Settings,
@@ -23,6 +24,7 @@ from streamd.config import (
 )
 from streamd.errors import ConfigError
 from streamd.kinds import (
+    BROKER,
     Refused,
     parse_bool,
     parse_broker,
@@ -375,3 +377,62 @@ def test_the_table_is_read_without_asyncio_or_a_web_framework() -> None:
     )
 
     assert done.stdout.strip() == "set()", done.stderr
+
+
+# What TOML and Python have for values, and what a shell has.
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    | st.binary(max_size=5) | st.datetimes() | st.timedeltas() | st.just(object()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)  # fmt: skip
+texts = st.text(max_size=20).filter(bool) | st.sampled_from(
+    [
+        "-1",
+        "nan",
+        "inf",
+        "1e400",
+        "9" * 400,
+        "0x10",
+        "١٢",
+        "1\n2",
+        "\0",
+        "${HOME}",
+        "-0s",
+        "1 h x",
+    ]
+)
+
+
+@pytest.mark.parametrize("row", config.SETTINGS, ids=lambda row: row.name)
+@profile(max_examples=25, deadline=None)
+@given(value=anything, text=texts)
+def test_whatever_a_setting_is_given_it_takes_or_tells_name_value_and_place(
+    row: config.Setting[Any], value: object, text: str
+) -> None:
+    sources: list[tuple[str, object, dict[str, Any]]] = []
+    if not row.early:
+        sources.append((f"App({row.name}=...)", value, {"app": {row.name: value}}))
+    if row.variable is not None:
+        origin = f"environment {row.variable}"
+        sources.append((origin, text, {"environ": {row.variable: text}}))
+    if row.option is not None and "/" not in row.option:
+        sources.append((f"option {row.option}", text, {"options": {row.name: text}}))
+    for origin, given_, source in sources:
+        # What one example hides would be blanked in the messages of the next.
+        secrets._hidden.clear()
+        try:
+            settled(**source)
+        except ConfigError as error:
+            assert error.exit_code == 78 and error.remedy
+            said = str(error)
+            assert row.name in said and origin in said
+            assert "\n" not in said
+            if row.secret:
+                assert repr(given_) not in said
+            elif row.kind is not BROKER and "which cannot be read" not in said:
+                assert repr(given_) in said
+            assert "expected" in said or "): " in said or "which cannot be read" in said
+            continue
+        # What was taken, frames can carry.
+        msgspec.msgpack.encode(settled(**source).plain())
