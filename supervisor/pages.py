@@ -117,9 +117,11 @@ class DumpFile:
         return os.pread(self.fd, size, 0)
 
     def is_whole(self) -> bool:
-        """True once the tasks' stacks are there too, which come last."""
-        return self.read().rstrip().endswith(END_OF_TASKS)
+        """True once the tasks' stacks are there too, which come last, or nothing will come."""
+        return self.fd < 0 or self.read().rstrip().endswith(END_OF_TASKS)
 
     def close(self) -> None:
         """Give the file back."""
-        os.close(self.fd)
+        # Its number is another's soon, who must not be read in its place.
+        fd, self.fd = self.fd, -1
+        os.close(fd)

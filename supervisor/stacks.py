@@ -6,7 +6,6 @@ print theirs to their log pipe. No stack shows a local variable.
 """
 
 import asyncio
-import contextlib
 import re
 import signal
 import sys
@@ -55,7 +54,11 @@ async def collect(children: Sequence[Child], timeout_s: float) -> dict[str, str]
     await _wait_whole([run for _, run, answers in asked.values() if answers], timeout_s)
     blocks = {}
     for name, (child, run, answers) in asked.items():
-        blocks[name] = mask(f"{header(child, run)}\n{_text_of(run, answers)}")
+        if child.run is run:
+            blocks[name] = mask(f"{header(child, run)}\n{_text_of(run, answers)}")
+        else:
+            # What it had is given back.
+            blocks[name] = f"== {name} (pid {run.pid})\n(it ended meanwhile)\n"
         run.logs.captured = None
     return blocks
 
@@ -83,16 +86,14 @@ def _text_of(run: Run, answers: bool) -> str:
     if run.dump is None:
         lines = run.logs.captured or ["(no answer in time)"]
         return "\n".join(lines) + "\n"
-    with contextlib.suppress(ValueError):  # closed: it ended meanwhile
-        text = run.dump.read().decode(errors="replace")
-        if not text:
-            return "(no answer in time: it is stopped, or the kernel holds it)\n"
-        if not run.dump.is_whole():
-            if run.page is not None and (at := work_of(run.page, time.monotonic())):
-                text += f"In work, as it wrote last: {at}\n"
-            text += "(tasks: not in time, its loop does not turn)\n"
-        return text
-    return "(it ended meanwhile)\n"
+    text = run.dump.read().decode(errors="replace")
+    if not text:
+        return "(no answer in time: it is stopped, or the kernel holds it)\n"
+    if not run.dump.is_whole():
+        if run.page is not None and (at := work_of(run.page, time.monotonic())):
+            text += f"In work, as it wrote last: {at}\n"
+        text += "(tasks: not in time, its loop does not turn)\n"
+    return text
 
 
 def _is_stopped(pid: int) -> bool:

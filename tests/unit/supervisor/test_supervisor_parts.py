@@ -1,5 +1,6 @@
 """Owners, registry, claims, pages, stacks and the guardian's own memory."""
 
+import asyncio
 import os
 import socket
 import sqlite3
@@ -14,6 +15,10 @@ import streamd
 from streamd.errors import Busy, ConfigError
 from streamd.instance import identify
 from streamd.supervisor import claims, stacks
+from streamd.supervisor.child import Child, Run
+from streamd.supervisor.logfile import LogFile
+from streamd.supervisor.logpipe import LogPipe
+from streamd.supervisor.logs import Logs
 from streamd.supervisor.owners import OwnerMap
 from streamd.supervisor.pages import BeatPage, DumpFile
 from streamd.supervisor.registry import Registry
@@ -190,6 +195,42 @@ def test_a_dump_is_whole_when_the_tasks_are_there() -> None:
 
     assert dump.read() == b"again"
     dump.close()
+
+
+def test_a_process_that_ends_while_stacks_are_collected_is_told_so(tmp_path: Path) -> None:
+    async def collect(process: "subprocess.Popen[bytes]") -> str:
+        logs = Logs(LogFile(str(tmp_path / "log")), style="text", level="info")
+        child = Child("count#0", "agent", "count")
+        run = Run(
+            process.pid, os.pidfd_open(process.pid), identify(process.pid),
+            LogPipe("count#0", logs), page=BeatPage(), dump=DumpFile(),
+        )  # fmt: skip
+        child.run = run
+        asking = asyncio.create_task(stacks.collect([child], 0.5))
+        await asyncio.sleep(0)
+        # As its end is dealt with, and what it had is another's by now.
+        child.run = None
+        run.close()
+        os.close(run.pidfd)
+        others = [os.pipe() for _ in range(8)]
+        try:
+            return (await asking)["count#0"]
+        finally:
+            for fd in (fd for pair in others for fd in pair):
+                os.close(fd)
+
+    takes = (
+        "import signal; signal.signal(signal.SIGUSR1, print); print(flush=True); signal.pause()"
+    )
+    command = [sys.executable, "-c", f"{takes}; signal.pause()"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        text = asyncio.run(collect(process))
+        process.kill()
+
+    assert text == f"== count#0 (pid {process.pid})\n(it ended meanwhile)\n"
 
 
 def test_the_guardian_is_small() -> None:
