@@ -219,16 +219,16 @@ def test_a_process_that_ends_while_stacks_are_collected_is_told_so(tmp_path: Pat
             for fd in (fd for pair in others for fd in pair):
                 os.close(fd)
 
-    takes = (
-        "import signal; signal.signal(signal.SIGUSR1, print); print(flush=True); signal.pause()"
-    )
-    command = [sys.executable, "-c", f"{takes}; signal.pause()"]
+    takes = "import signal; signal.signal(signal.SIGUSR1, print); print(flush=True)"
+    command = [sys.executable, "-c", f"{takes}; signal.pause(); signal.pause()"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
 
-        text = asyncio.run(collect(process))
-        process.kill()
+            text = asyncio.run(collect(process))
+        finally:
+            process.kill()
 
     assert text == f"== count#0 (pid {process.pid})\n(it ended meanwhile)\n"
 
