@@ -687,7 +687,8 @@ class Fleet:
             )
         ending = run.killed_as or policy.classify(
             exit,
-            out_of_memory=exit.signal == signal.SIGKILL and self._kernel_kills.happened(),
+            out_of_memory=exit.signal == signal.SIGKILL
+            and self._kernel_kills.take(time.monotonic()),
         )
         child.last_exit += OF_ENDING.get(ending, "")
         if ending is Ending.OUT_OF_MEMORY and not self._kernel_kills.is_sure:

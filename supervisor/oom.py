@@ -9,17 +9,33 @@ from pathlib import Path
 CGROUP = Path("/sys/fs/cgroup")
 
 
+OWED_S = 2.0  # an end is seen so soon after the kill; what is left then was no process of ours
+
+
 class KernelKills:
     """The kills since this was made."""
 
     def __init__(self) -> None:
         self._path, self.is_sure = _source()
         self._seen = self._count()
+        self._owed = 0  # kills whose processes have not been named
+        self._owed_until = 0.0  # monotonic
 
-    def happened(self) -> bool:
-        """True if the kernel has killed something since the last call."""
+    def take(self, now: float) -> bool:
+        """True if a process that was ended by KILL may be one of the kernel's kills.
+
+        Each kill is given once: of two processes that die at one moment, both have theirs.
+        """
         before, self._seen = self._seen, self._count()
-        return self._seen > before
+        if now > self._owed_until:
+            self._owed = 0
+        if self._seen > before:
+            self._owed += self._seen - before
+            self._owed_until = now + OWED_S
+        if self._owed == 0:
+            return False
+        self._owed -= 1
+        return True
 
     def _count(self) -> int:
         try:
