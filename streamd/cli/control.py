@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from streamd.cli import output, target
+from streamd.cli import output, talk, target
 from streamd.cli.options import DURATION, given
 from streamd.cli.root import Command
 from streamd.errors import NotRunning, StreamdError, TimedOut, UsageError
@@ -19,7 +19,7 @@ def complete_names(
     """Names of processes that run and begin so; none where that takes longer than 200 ms."""
     try:
         folder = target.folder_of(given(context))
-        snapshot = target.wait(target.ask(folder, "status", timeout_s=0.2))
+        snapshot = talk.wait(talk.ask(folder, "status", timeout_s=0.2))
         names = [process["name"] for process in snapshot["processes"]]
     except Exception:
         # A completion has nowhere to show an error: it offers nothing.
@@ -38,7 +38,7 @@ def stop(cold: bool, timeout: float | None) -> int:
         folder = target.folder_of(options)
         started = time.monotonic()
         mode = "cold" if cold else "warm"
-        answer = target.wait(target.ask(folder, "stop", mode=mode, wait=False))
+        answer = talk.wait(talk.ask(folder, "stop", mode=mode, wait=False))
     except NotRunning as error:
         output.note(f"{str(error)[:1].upper()}{str(error)[1:]}. Nothing done.")
         if options.json:
@@ -60,7 +60,7 @@ def _wait_stopped(folder: Folder, deadline: float | None) -> None:
     """Wait until nothing is left, and show each second what drains."""
     shown = ""
     while not target.wait_unlocked(folder, 1.0):
-        draining = target.wait(_draining(folder))
+        draining = talk.wait(_draining(folder))
         if draining and draining != shown:
             output.note(f"  {draining}")
             shown = draining
@@ -75,7 +75,7 @@ def _wait_stopped(folder: Folder, deadline: float | None) -> None:
 async def _draining(folder: Folder) -> str:
     """What the processes that stop still work on, "" when nobody tells."""
     try:
-        snapshot = await target.ask(folder, "status", timeout_s=0.5)
+        snapshot = await talk.ask(folder, "status", timeout_s=0.5)
     except StreamdError:
         return ""
     left = [
@@ -160,7 +160,7 @@ def _follow(folder: Folder, timeout_s: float, verb: str, **args: Any) -> Any:
 
     async def follow() -> Any:
         last = None
-        async for told in target.follow(folder, verb, **args):
+        async for told in talk.follow(folder, verb, **args):
             if isinstance(told, dict) and "doing" in told:
                 output.note(f"  {told['doing']}")
             else:
@@ -177,7 +177,7 @@ def _follow(folder: Folder, timeout_s: float, verb: str, **args: Any) -> Any:
                 remedy=f"streamd status --name {folder.path.name}",
             ) from None
 
-    return target.wait(limited())
+    return talk.wait(limited())
 
 
 _timeout_option = click.Option(

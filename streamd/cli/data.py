@@ -15,7 +15,7 @@ from streamd.agentproc.broker.client import LogClient
 from streamd.agentproc.broker.outside import log_of
 from streamd.agents import Agent
 from streamd.app import App
-from streamd.cli import output, target
+from streamd.cli import output, talk, target
 from streamd.cli.control import complete_names
 from streamd.cli.imported import import_app
 from streamd.cli.look import Moment
@@ -431,7 +431,7 @@ async def ask_owners(folder: Folder, name: str, question: Message) -> Sequence[M
         TimedOut: It is not ready in time.
     """
     deadline = time.monotonic() + TABLE_S
-    snapshot = await target.ask(folder, "status")
+    snapshot = await talk.ask(folder, "status")
     group = next((row["group"] for row in snapshot["tables"] if row["name"] == name), None)
     if group is None:
         raise UsageError(
@@ -439,7 +439,7 @@ async def ask_owners(folder: Folder, name: str, question: Message) -> Sequence[M
             seen=[f"there is {row['name']}" for row in snapshot["tables"]],
         )
     while True:
-        rows = (await target.ask(folder, "owners"))["owners"]
+        rows = (await talk.ask(folder, "owners"))["owners"]
         owners = [Owner(**row) for row in rows if row["group"] == group]
         answers = [await _ask_owner(owner, question) for owner in owners]
         missing = [answer for answer in answers if isinstance(answer, str)]

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import msgspec
 
-from streamd.cli import output, target
+from streamd.cli import output, talk, target
 from streamd.cli.imported import figures_of, hello_of, import_app
 from streamd.cli.options import display_path, given
 from streamd.cli.root import Command
@@ -74,7 +74,7 @@ def _argument() -> click.Argument:
 
 def agents(name: str | None) -> None:
     """List agents: topics, group, rate."""
-    hello, _ = target.wait(hello_of(given()))
+    hello, _ = talk.wait(hello_of(given()))
     figures = _rows_by_name("agents")
     rows = [
         {
@@ -101,7 +101,7 @@ def agents(name: str | None) -> None:
 
 
 def _rows_by_name(key: str) -> dict[str, dict[str, Any]]:
-    snapshot = target.wait(figures_of(given()))
+    snapshot = talk.wait(figures_of(given()))
     rows: Any = snapshot.get(key) or []
     return {row["name"]: row for row in rows}
 
@@ -111,7 +111,7 @@ agents_command = Command("agents", callback=agents, help=agents.__doc__, params=
 
 def topics(name: str | None) -> None:
     """List topics: partitions, types, retention."""
-    hello, _ = target.wait(hello_of(given()))
+    hello, _ = talk.wait(hello_of(given()))
     rows = [
         {
             "name": topic.name,
@@ -152,7 +152,7 @@ topics_command = Command("topics", callback=topics, help=topics.__doc__, params=
 
 def tables(name: str | None) -> None:
     """List tables: group, keys, partitions."""
-    hello, _ = target.wait(hello_of(given()))
+    hello, _ = talk.wait(hello_of(given()))
     figures = _rows_by_name("tables")
     rows = [
         {
@@ -179,7 +179,7 @@ tables_command = Command("tables", callback=tables, help=tables.__doc__, params=
 
 def models(name: str | None) -> None:
     """List record types and their fields."""
-    hello, _ = target.wait(hello_of(given()))
+    hello, _ = talk.wait(hello_of(given()))
     rows: list[dict[str, Any]] = [
         {
             "name": model.name,
@@ -215,7 +215,7 @@ models_command = Command("models", callback=models, help=models.__doc__, params=
 
 def cron(next: int) -> None:
     """List tasks, timers and crontabs with their next runs."""
-    hello, _ = target.wait(hello_of(given()))
+    hello, _ = talk.wait(hello_of(given()))
     now = datetime.datetime.now(datetime.UTC)
     rows = [
         {
@@ -284,7 +284,7 @@ cron_command = Command(
 
 def config(name: str | None, changed: bool) -> None:
     """Show every setting, its value, and where it came from."""
-    hello, told = target.wait(hello_of(given()))
+    hello, told = talk.wait(hello_of(given()))
     rows = [
         {
             "name": setting.name,

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from streamd.cli import output, target
+from streamd.cli import output, talk, target
 from streamd.cli.control import answer_rows, complete_names
 from streamd.cli.look import LEVEL_COLORS, MOMENT
 from streamd.cli.options import given
@@ -55,7 +55,7 @@ async def _show_events(
     follow: bool,
 ) -> None:
     try:
-        answer = await target.ask(folder, "events", since=since or 0.0)
+        answer = await talk.ask(folder, "events", since=since or 0.0)
     except NotRunning as error:
         error.remedy = f"streamd history --name {folder.path.name}"
         raise
@@ -66,7 +66,7 @@ async def _show_events(
     while follow:
         await asyncio.sleep(LOOK_S)
         try:
-            answer = await target.ask(folder, "events", since=since or 0.0, after=last)
+            answer = await talk.ask(folder, "events", since=since or 0.0, after=last)
         except NotRunning:
             # Who follows wants to see the next start too.
             continue

@@ -7,7 +7,7 @@ from typing import cast
 import msgspec
 
 from streamd.app import App
-from streamd.cli import target
+from streamd.cli import talk, target
 from streamd.cli.options import Given
 from streamd.errors import NotRunning, StreamdError
 from streamd.finder import find_app, reference_to
@@ -67,7 +67,7 @@ async def hello_of(given: Given) -> tuple[Hello, bool]:
     """What the app is, and whether the running instance said so; else it is imported."""
     try:
         folder = target.folder_of(given)
-        data = await target.ask(folder, "hello")
+        data = await talk.ask(folder, "hello")
     except NotRunning:
         app, origin = import_app(given)
         return app.hello(origin, alone=False), False
@@ -77,7 +77,7 @@ async def hello_of(given: Given) -> tuple[Hello, bool]:
 async def figures_of(given: Given) -> dict[str, object]:
     """The running instance's snapshot, {} where it has none to give."""
     try:
-        snapshot = await target.ask(target.folder_of(given), "status")
+        snapshot = await talk.ask(target.folder_of(given), "status")
     except StreamdError:
         return {}
     return cast(dict[str, object], snapshot)

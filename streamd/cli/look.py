@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from streamd.cli import output, target
+from streamd.cli import output, talk, target
 from streamd.cli.control import answer_rows, complete_names
 from streamd.cli.options import DURATION, LOG_LEVEL, given
 from streamd.cli.root import Command
@@ -38,7 +38,7 @@ def status() -> int:
     with what it waits for: 0 means that all of it runs.
     """
     folder = target.folder_of(given())
-    snapshot = target.wait(target.ask(folder, "status"))
+    snapshot = talk.wait(talk.ask(folder, "status"))
     if given().json:
         output.say_json(snapshot)
     else:
@@ -86,7 +86,7 @@ status_command = Command("status", callback=status, help=status.__doc__)
 def ps() -> None:
     """Show the tree of processes with CPU, private memory, restarts and partitions."""
     folder = target.folder_of(given())
-    answer = target.wait(target.ask(folder, "ps"))
+    answer = talk.wait(talk.ask(folder, "ps"))
     processes = answer_rows(answer, "processes")
     if given().json:
         output.say_json({"schema": "streamd.ps/1", "processes": processes})
@@ -234,7 +234,7 @@ async def _show_logs(
     folder: Folder, wanted: dict[str, Any], pattern: re.Pattern[str] | None, last: int
 ) -> None:
     kept: deque[dict[str, Any]] = deque(maxlen=last)
-    async for line in target.follow(folder, "logs", **wanted):
+    async for line in talk.follow(folder, "logs", **wanted):
         if pattern is None or pattern.search(line["text"]):
             kept.append(line)
     for line in kept:
@@ -247,7 +247,7 @@ async def _follow_logs(
     has_followed = False
     while True:
         try:
-            async for line in target.follow(folder, "logs", **wanted):
+            async for line in talk.follow(folder, "logs", **wanted):
                 has_followed = True
                 wanted |= {"since": line["t"] + MOMENT_S, "lines": KEPT_LINES}
                 if pattern is None or pattern.search(line["text"]):
@@ -320,7 +320,7 @@ def stacks(names: tuple[str, ...]) -> None:
     Also of a process that is stuck; local variables are never shown.
     """
     folder = target.folder_of(given())
-    answer = target.wait(target.ask(folder, "stacks", timeout_s=30, names=list(names)))
+    answer = talk.wait(talk.ask(folder, "stacks", timeout_s=30, names=list(names)))
     if given().json:
         output.say_json({"schema": "streamd.stacks/1", "stacks": answer})
     elif isinstance(answer, dict):

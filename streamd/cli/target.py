@@ -1,28 +1,21 @@
-"""Which app and which instance a command means, and talking to the instance.
+"""Which app and which instance a command means.
 
 The app: -A after the command, before it, STREAMD_APP, `app` in the settings file, and for
 commands that control, the only instance that runs. Nothing here imports the app.
 """
 
-import asyncio
 import importlib.util
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 
 import streamd
 from streamd.cli.options import Given
-from streamd.errors import AppError, NotRunning, StreamdError, TimedOut, UsageError
+from streamd.errors import AppError, NotRunning, StreamdError, UsageError
 from streamd.instance import Folder, Identity, folders, instance_name
-from streamd.link import Link, LinkLost, connect
-from streamd.wire import Command, Document
-
-T = TypeVar("T")
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -181,62 +174,6 @@ def not_running(folder: Folder) -> StreamdError:
         seen=[f"{other.path.name} does" for other in running() if other.path.name != name],
         remedy=f"streamd start -A {record.app if record else name}",
     )
-
-
-async def reach(folder: Folder) -> Link:
-    """A link to the instance's master.
-
-    Raises:
-        NotRunning: It does not run.
-        StreamdError: It runs but does not answer.
-    """
-    try:
-        return await connect(folder.control_path, folder.path.name)
-    except LinkLost as error:
-        raise not_running(folder) from error
-
-
-async def ask(folder: Folder, verb: str, timeout_s: float | None = 10.0, **args: Any) -> Any:
-    """What the master answers to one command.
-
-    Raises:
-        NotRunning: It does not run.
-        TimedOut: No answer in time.
-        StreamdError: It refused.
-    """
-    link = await reach(folder)
-    try:
-        answer = await link.request(Command(verb, args), timeout_s)
-    except TimedOut as error:
-        who = living(folder)
-        raise TimedOut(
-            f"the master of {folder.path.name} (pid {who.pid if who else '-'}) did not answer "
-            f"in {timeout_s:g} s: it is stopped, or stuck",
-            remedy=f"streamd kill --tree --name {folder.path.name} ends it; nothing is lost",
-        ) from error
-    finally:
-        link.close()
-    return answer.data if isinstance(answer, Document) else None
-
-
-async def follow(folder: Folder, verb: str, **args: Any) -> AsyncIterator[Any]:
-    """What the master answers to a command that it answers with a stream."""
-    link = await reach(folder)
-    try:
-        async for answer in link.stream(Command(verb, args)):
-            if isinstance(answer, Document):
-                yield answer.data
-    finally:
-        link.close()
-
-
-def wait(awaitable: Awaitable[T]) -> T:
-    """Run to the end from a command that is no coroutine."""
-
-    async def run() -> T:
-        return await awaitable
-
-    return asyncio.run(run())
 
 
 def wait_unlocked(folder: Folder, timeout_s: float | None) -> bool:

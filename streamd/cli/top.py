@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from streamd.cli import output, target
+from streamd.cli import output, talk, target
 from streamd.cli.look import PROCESS_COLUMNS, PROCESS_NUMBERS, process_row, status_lines
 from streamd.cli.options import DURATION, color_wanted, given
 from streamd.cli.root import Command
@@ -48,7 +48,7 @@ def top(sort: str, interval: float, once: bool) -> None:
     if watched and not once:
         asyncio.run(Screen(folder, sort, interval).run())
         return
-    snapshot = target.wait(target.ask(folder, "status"))
+    snapshot = talk.wait(talk.ask(folder, "status"))
     processes = ordered(snapshot["processes"], sort)
     if given().json:
         output.say_json({**snapshot, "schema": "streamd.top/1", "processes": processes})
@@ -161,7 +161,7 @@ class Screen:
 
     async def _ask(self) -> None:
         while True:
-            self._snapshot = await target.ask(self._folder, "status")
+            self._snapshot = await talk.ask(self._folder, "status")
             self._answered_at = time.monotonic()
             self._changed.set()
             await asyncio.sleep(self._interval_s)
