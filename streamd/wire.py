@@ -548,11 +548,12 @@ class Document(Message):
 
 
 ANY = (
-    Done | End | Refusal | Import | Hello | ImportFailed | Fork | Forked | ForkFailed | Ready
-    | Owns | Stats | Note | Draining | Failing | Owners | DumpTasks | Leave | PageRequest | PageReply
-    | Moved | Unavailable | Lookup | LookupText | Found | Missing | RouteKey | RoutedKey | Scan
-    | Scanned | Append | Appended | LogTopics | LogTopicsReply | Declare | Fetch | Fetched
-    | Begin | Open | Site | Snapshot | Command | Document | LogState
+    Done | End | Refusal | Import | Hello | ImportFailed | Fork | Forked | ForkFailed
+    | Ready | Owns | Stats | Note | Draining | Failing | Owners | DumpTasks | Leave
+    | PageRequest | PageReply | Moved | Unavailable | Lookup | LookupText | Found | Missing
+    | RouteKey | RoutedKey | Scan | Scanned | Append | Appended | LogTopics | LogTopicsReply
+    | Declare | Fetch | Fetched | Begin | Open | Site | Snapshot | Command | Document
+    | LogState
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
