@@ -143,14 +143,17 @@ class Codec:
             return [_checked_text(text).encode()]
         decode = self._from_json or _json_reader(self.type)
         found: list[Any] = []
+        refused: list[Exception] = []
         for candidate in (text, _to_json(_checked_text(text)).decode()):
             try:
                 found.append(decode(candidate))
             except (ValueError, RecursionError) as error:
-                refused = error
+                refused.append(error)
         if not found:
+            # Who wrote an object or a list meant JSON; anything else is the text of a value.
+            reason = refused[0] if text.lstrip().startswith(("{", "[")) else refused[-1]
             raise DecodeError(
-                f"{text[:_SHOWN_CHARS]!r} is no {type_name(self.type)}: {_reason(refused)}"
+                f"{text[:_SHOWN_CHARS]!r} is no {type_name(self.type)}: {_reason(reason)}"
             )
         return found
 

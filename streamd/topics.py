@@ -100,7 +100,8 @@ class Topic:
 
         `await (await topic.send(...))` waits until the record is durable and gives its
         RecordMetadata; inside an agent, which its checkpoint makes durable, it returns at
-        once with no offset.
+        once. The offset is known in commands and scripts only; elsewhere it is None, since the
+        place in the log is chosen with the checkpoint.
 
         Args:
             key: Chooses the partition, as Kafka's clients do.

@@ -85,8 +85,6 @@ SOURCES = [
      "grace is 'soon' (App(grace=...)); expected a duration such as 500ms"),
     ("app id", "import streamd\napp = streamd.App('a b')",
      "the app id 'a b' cannot name topics"),
-    ("kafka", "import streamd\napp = streamd.App('x', broker='kafka://localhost:9092')",
-     "this version has none for kafka"),
     ("changed on_error", HEAD + agent("a", options="on_error='ignore'"),
      "has on_error='ignore': expected retry, stop, skip"),
 ]  # fmt: skip

@@ -637,3 +637,12 @@ def test_a_frozen_record_is_copied_through() -> None:
 
 def test_the_docstrings_examples_hold() -> None:
     assert doctest.testmod(codecs).failed == 0
+
+
+def test_what_a_person_typed_as_an_object_is_refused_by_its_field() -> None:
+    codec = codec_for("json", Point, default="json")
+
+    with pytest.raises(DecodeError, match=r"is no Point: .*`int`, got `str` - at `\$\.x`"):
+        codec.from_text('{"x": "up"}')
+    with pytest.raises(DecodeError, match="is no Point: .*got `str`"):
+        codec.from_text("nowhere")
