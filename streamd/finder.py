@@ -164,6 +164,11 @@ def _import_file(text: str, reference: str, workdir: Path) -> ModuleType:
         raise _nothing_there(
             text, f"there is no file {_shown(path, workdir)}", [], workdir, Path(reference).stem
         )
+    if path.suffix != ".py":
+        raise AppError(
+            f"cannot import app {text!r}: {_shown(path, workdir)} is no Python file",
+            remedy="-A path/file.py, or -A with a module",
+        )
     name, root = _dotted(path)
     _put_first(root)
     there = sys.modules.get(name)
@@ -201,7 +206,8 @@ def _import_modules(
     text: str, reference: str, workdir: Path, *, only: bool
 ) -> Iterator[ModuleType]:
     """The module itself, then those where a package's app is usual; imported as asked for."""
-    first = _import(text, reference, workdir)
+    # A name that begins with a dot is relative, and there is nothing here that it could be to.
+    first = None if reference.startswith(".") else _import(text, reference, workdir)
     if first is None:
         raise _nothing_there(
             text,

@@ -246,3 +246,23 @@ def test_a_package_without_an_app_is_told_of_those_in_it_not_of_strangers(
         find_app("mine", tmp_path)
 
     assert caught.value.remedy == "-A mine.apps:other"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("notes.txt", "no module named 'notes.txt'"),
+        ("./notes.txt", "notes.txt is no Python file"),
+        ("..", "no module named '..'"),
+        (".proj", "no module named '.proj'"),
+    ],
+)
+def test_what_is_no_module_and_no_python_file_is_told_so(
+    write: Write, tmp_path: Path, text: str, words: str
+) -> None:
+    write("notes.txt", "")
+
+    with pytest.raises(AppError) as caught:
+        find_app(text, tmp_path)
+
+    assert words in str(caught.value)
