@@ -114,7 +114,7 @@ def test_the_image_runs_as_nobody_special_and_is_stopped_warm() -> None:
 
 def is_command_line(words: list[str]) -> bool:
     """True if `streamd` takes these words; what they say is not done."""
-    context = click.Context(root, info_name="streamd", obj=Given())
+    context = click.Context(root, info_name="streamd", obj=Given(), **root.context_settings)
     name, command, rest = root.resolve_command(context, words[1:])
     assert command is not None
     command.make_context(name, rest, parent=context)
