@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 from streamd.agentproc.beats import Place
-from streamd.agentproc.broker import TP
+from streamd.agentproc.broker import INDEX_BITS, TP
 from streamd.agentproc.offsets import Window
 from streamd.agentproc.outbox import new_lanes, trace
 from streamd.agentproc.runs import Run
@@ -204,7 +204,7 @@ class Actor:
         if self.agent.concurrency == 1 and (self.lanes or self.callbacks):
             if self.traces and not self._earlier and self._run is not None:
                 # What a take sent is for no one of its events.
-                trace(self.lanes, name, self._run.tp, self._run.positions)
+                trace(self.lanes, name, self._run.tp, self._run.positions, self._start)
             self.engine.release([self._take_sent()])
         self._earlier.clear()
         self.cut()
@@ -303,7 +303,9 @@ class Actor:
         """A number that chooses the partition of a record without key: that of the event."""
         if self._run is None or self.stream.index == 0:
             return 0
-        return self._run.positions[self.stream.index - 1]
+        position = self._run.positions[self.stream.index - 1]
+        # On Kafka those of plain records are multiples of 1024, as are many counts' factors.
+        return position + (position >> INDEX_BITS)
 
     def buffered(self, topic: str, partition: int) -> Buffered | Placed:
         """See `streamd.context.Sending`."""

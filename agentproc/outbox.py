@@ -13,15 +13,18 @@ def new_lanes() -> Lanes:
     return defaultdict(lambda: defaultdict(Lane))
 
 
-def trace(lanes: Lanes, agent: str, tp: TP, positions: Sequence[int]) -> None:
+def trace(lanes: Lanes, agent: str, tp: TP, positions: Sequence[int], start: int) -> None:
     """Say of each record for which event it was sent: `Lane.events` becomes `Lane.sources`.
+
+    What a task of the agent sent while no event was in work was sent for none.
 
     Args:
         positions: Of the run whose events were worked on, by index.
+        start: The index of the first of them.
     """
     for by_partition in lanes.values():
         for lane in by_partition.values():
-            if len(lane.events) == len(lane.keys):
+            if len(lane.events) == len(lane.keys) and lane.events and lane.events[0] > start:
                 of_each = [positions[index - 1] for index in lane.events]
                 lane.sources = Segment(len(of_each), agent, tp, of_each)
 

@@ -1,13 +1,15 @@
 """What the engine asks of a broker: the seam between it and embedded, memory and Kafka.
 
 A position is an int that orders the events of a partition. The embedded log and memory use
-the event's offset; Kafka uses offset << 10 | index in the pack. A stored position is always the
-next one to read.
+the event's offset; Kafka uses offset << INDEX_BITS | index in the pack. A stored position is
+always the next one to read.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+INDEX_BITS = 10
 
 Headers = list[tuple[str, bytes]]
 

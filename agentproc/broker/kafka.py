@@ -39,7 +39,7 @@ from streamd.agentproc.kafka.packs import offset_of, position_of
 from streamd.agentproc.kafka.poller import Passed, Poller, Read
 from streamd.agentproc.kafka.producing import Offsets, Row, Writer
 from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
-from streamd.agentproc.kafka.sources import Highs, Tracer, head_of, sift
+from streamd.agentproc.kafka.sources import Highs, Tracer, sift
 from streamd.config import Settings
 from streamd.errors import BrokerError
 from streamd.failpoints import failpoint
@@ -186,10 +186,10 @@ class KafkaSession:
             {table: f"{app_id}-{table}-changes" for table in subscription.tables},
             self._exactly_once,
         )
-        self._tracer = Tracer({})
+        self._tracer = Tracer()
         self._markers: dict[int, Marker] = {}  # partition -> the newest
         self._rows: dict[tuple[str, int], dict[bytes, bytes]] = {}  # recovered, not yet loaded
-        self._highs: dict[TP, Highs] = {}  # up to what is committed
+        self._highs: dict[TP, Highs] = {}  # before the record that is to be read next
         self._passed: dict[TP, deque[Passed]] = {}  # read, and not committed
         self._skipped: dict[TP, dict[int, int]] = {}  # position -> where what counts goes on
         self._turns: dict[TP, int] = {}  # partition -> seeks
@@ -239,7 +239,7 @@ class KafkaSession:
         broker, settings, subscription = self._broker, self._broker.settings, self._subscription
         wanted = [broker.wanted(topic) for topic in self._topics]
         found = broker.ensure(wanted)
-        self._tracer.generations = {name: topic.id for name, topic in found.items()}
+        self._tracer.topics = {name: topic.id for name, topic in found.items()}
         counts = {name: topic.partitions for name, topic in found.items()}
         if len(set(counts.values())) > 1:
             raise BrokerError(
@@ -331,6 +331,7 @@ class KafkaSession:
 
     def _begin_with(self, partition: int, taken: Taken) -> None:
         marker = self._markers[partition] = taken.marker
+        self._tracer.resets[partition] = marker.resets
         for table, rows in taken.rows.items():
             self._rows[table, partition] = rows
         for agent, names in self._subscription.agents.items():
@@ -488,13 +489,16 @@ class KafkaSession:
                 self._poller.commit(offsets)
 
     def _fold(self, tp: TP) -> None:
-        """Raise the highs of a partition to those of what is committed of it, exactly."""
+        """Raise the highs of a partition to those before the record that it is in.
+
+        Not to those of its position: where that is in the middle of a pack, it may be between
+        two records of one event, and the second would be taken for a replay of the first. Who
+        opens the pack again sifts it whole, as it was the first time.
+        """
         position = min(at for (_, other), at in self.positions.items() if other == tp)
         passed, highs = self._passed[tp], self._highs[tp]
         while passed and passed[0].end <= position:
             sift(highs, passed.popleft().runs, [])
-        if passed and passed[0].position < position:
-            sift(highs, head_of(passed[0].runs, position - passed[0].position), [])
         skipped = self._skipped[tp]
         for start in [start for start in skipped if start < position]:
             del skipped[start]

@@ -4,7 +4,7 @@ The value is one msgpack array `[keys, values, timestamps, headers, runs]`, the 
 `streamd.agentproc.broker.pack` and the runs of `sources`. A record header names the format and
 holds the count, so that lag can be told without opening a pack.
 
-A position is `offset << 10 | index in the pack`; a plain record is a pack of one.
+A position is `offset << INDEX_BITS | index in the pack`; a plain record is a pack of one.
 """
 
 import itertools
@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from streamd.agentproc.broker import TP, Headers, Output
+from streamd.agentproc.broker import INDEX_BITS, TP, Headers, Output
 from streamd.agentproc.broker.pack import MAX_PACK_BYTES, MAX_PACK_EVENTS
 from streamd.agentproc.kafka.sources import Run, Tracer
 from streamd.errors import BrokerError
 
-INDEX_BITS = 10
 PACK_HEADER = "streamd-pack"
 
 

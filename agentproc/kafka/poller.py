@@ -24,11 +24,10 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from streamd.agentproc.broker import TP, Batch, Headers
+from streamd.agentproc.broker import INDEX_BITS, TP, Batch, Headers
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.packs import (
-    INDEX_BITS,
     index_of,
     offset_of,
     open_pack,
@@ -53,10 +52,9 @@ PROBE_S = 1.0
 
 
 class Passed(NamedTuple):
-    """Records of a partition that were read: what their highs are, up to any of them."""
+    """A pack that was read: what the highs are behind it."""
 
-    position: int  # of the first
-    end: int  # the position after the last
+    end: int  # the position after it
     runs: Sequence[Run]
 
 
@@ -455,7 +453,7 @@ class _Columns:
         kept = [(0, count)]
         if columns.runs is not None:
             kept = sift(highs, columns.runs, gaps)
-            self.passed.append(Passed(first, position_of(offset + 1), columns.runs))
+            self.passed.append(Passed(position_of(offset + 1), columns.runs))
         stamps = stamps_of(columns)
         assert columns.keys is not None
         for start, end in kept:

@@ -92,31 +92,12 @@ def _fresh(highs: Highs, run: Run, gaps: list[Gap]) -> int:
     return bisect_left(ordinals, high[0] - run.first + 1)
 
 
-def head_of(runs: Sequence[Run], count: int) -> list[Run]:
-    """The runs of a pack's first `count` records (pure)."""
-    head: list[Run] = []
-    for run in runs:
-        if count <= 0:
-            break
-        if run.count > count:
-            last = run.first
-            if run.ordinals:
-                last += array("I", run.ordinals)[count - 1]
-            run = msgspec.structs.replace(run, count=count, last=last)
-        head.append(run)
-        count -= run.count
-    return head
-
-
 class Tracer:
-    """What one process has sent: makes the runs of its packs.
+    """What one process has sent: makes the runs of its packs."""
 
-    Args:
-        generations: Topic -> the generation of what is sent for its events.
-    """
-
-    def __init__(self, generations: dict[str, str]) -> None:
-        self.generations = generations
+    def __init__(self) -> None:
+        self.topics: dict[str, str] = {}  # name -> id: one that was made anew is another
+        self.resets: dict[int, int] = {}  # partition -> how often it was reset
         self._previous: dict[tuple[str, TP, TP], int] = {}  # agent, source, target -> position
 
     def run(
@@ -131,9 +112,13 @@ class Tracer:
         if first != last:
             ordinals = array("I", [position - first for position in positions]).tobytes()
         return Run(
-            len(positions), agent, self.generations.get(source.topic, ""),
-            source.topic, source.partition, first, last, part, previous, ordinals,
+            len(positions), agent, self._generation(source), source.topic, source.partition,
+            first, last, part, previous, ordinals,
         )  # fmt: skip
+
+    def _generation(self, source: TP) -> str:
+        """Records of one generation are replays of each other; those of two never are."""
+        return f"{self.topics.get(source.topic, '')}/{self.resets.get(source.partition, 0)}"
 
     def forget(self, partitions: Iterable[int]) -> None:
         """Events of these source partitions are another process's from now on."""

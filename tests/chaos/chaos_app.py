@@ -7,10 +7,13 @@ from typing import Any
 import streamd
 from streamd import Record, Stream
 
-app = streamd.App("proj", topic_partitions=4, retry_backoff=0.02, retries=2, hang_limit=3.0)
+# On a Kafka that others use as well, everything has names of its own.
+ID, PREFIX = os.environ.get("CHAOS_ID", "proj"), os.environ.get("CHAOS_PREFIX", "")
 
-posts = app.topic("posts", value_type=str)
-results = app.topic("results", value_type=int)
+app = streamd.App(ID, topic_partitions=4, retry_backoff=0.02, retries=2, hang_limit=3.0)
+
+posts = app.topic(PREFIX + "posts", value_type=str)
+results = app.topic(PREFIX + "results", value_type=int)
 word_counts = app.Table("word_counts", default=int, partitions=4)
 
 
@@ -42,11 +45,11 @@ class Booked(Record):
     balance: int
 
 
-transfers = app.topic("transfers", value_type=Transfer, partitions=2)
-deposits = app.topic("deposits", value_type=int, key_type=str, partitions=2)
-ledger = app.topic("ledger", value_type=Booked, partitions=2)
-scratch = app.topic("scratch", value_type=int, partitions=1, retention=1.0)
-tick_log = app.topic("tick_log", value_type=int, partitions=1)
+transfers = app.topic(PREFIX + "transfers", value_type=Transfer, partitions=2)
+deposits = app.topic(PREFIX + "deposits", value_type=int, key_type=str, partitions=2)
+ledger = app.topic(PREFIX + "ledger", value_type=Booked, partitions=2)
+scratch = app.topic(PREFIX + "scratch", value_type=int, partitions=1, retention=1.0)
+tick_log = app.topic(PREFIX + "tick_log", value_type=int, partitions=1)
 accounts = app.Table("accounts", default=lambda: 100, partitions=2)
 deposited = app.Table("deposited", default=int, partitions=2)
 failed_once: set[int] = set()

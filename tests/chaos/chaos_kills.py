@@ -7,10 +7,12 @@ import random
 import signal
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos_tree import Load, Tree, complaints, drain, eventually, instance, kill, problems
+from chaos_oracle import drain, problems
+from chaos_tree import Load, Tree, complaints, eventually, instance, kill
 
 from streamd.agentproc.broker import TP, Checkpoint, Output, Session, Subscription
 from streamd.agentproc.broker.embedded import EmbeddedBroker
@@ -66,15 +68,24 @@ class Report:
 class Attacker:
     """Attacks one instance, by the dice of one seed."""
 
-    def __init__(self, made: Tree, seed: int) -> None:
+    def __init__(
+        self,
+        made: Tree,
+        seed: int,
+        attacks: Mapping[str, int] = ATTACKS,
+        others: Mapping[str, Callable[[random.Random], bool]] | None = None,
+    ) -> None:
         self._made = made
         self._chance = random.Random(seed)
+        self._attacks = attacks
+        self._others = others or {}
         self.spent: Counter[str] = Counter()
 
     def strike(self) -> None:
         """One attack; what it ended is started again by who should, or by us."""
-        name = self._chance.choices(list(ATTACKS), list(ATTACKS.values()))[0]
-        if self.carry_out(name):
+        name = self._chance.choices(list(self._attacks), list(self._attacks.values()))[0]
+        way = self._others.get(name)
+        if way(self._chance) if way is not None else self.carry_out(name):
             self.spent[name] += 1
 
     def carry_out(self, name: str) -> bool:

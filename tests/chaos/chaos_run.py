@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 from chaos_kills import run
-from chaos_tree import Load, drain, eventually, instance, problems
+from chaos_oracle import drain, problems
+from chaos_tree import Load, eventually, instance
 
 from streamd.failpoints import FAILPOINTS
 

@@ -1,9 +1,4 @@
-"""An instance under load and under attack, and what must be true of it in the end.
-
-The oracle is a replay of the input that the log holds, compared key by key: a conserved sum
-would not see a lost or doubled event. Nothing is asked of the instance: it is all read from
-the log's file.
-"""
+"""An instance under load and under attack, on the embedded log or on Kafka."""
 
 import asyncio
 import contextlib
@@ -17,30 +12,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import streamd
-from streamd.agentproc.broker.reader import Reader
-from streamd.agentproc.broker.turnstile import Turnstile
-from streamd.agentproc.broker.writer import Writer
 from streamd.errors import StreamdError
 from streamd.failpoints import fired_path
 from streamd.instance import Folder, process_state
 from streamd.link import connect
 from streamd.supervisor import tree
-from streamd.tables import SCATTERED_MARK
 from streamd.wire import Append, Appended, Command, Document, OutRecord
 
 ROOT = Path(streamd.__file__).parent.parent
 APP = Path(__file__).with_name("chaos_app.py")
 WORDS = [f"w{number}" for number in range(60)]
-DRAIN_S = 60.0
-
-Row = dict[str, Any]
 
 
 def eventually(is_so: Callable[[], Any], what: str, within_s: float = 15.0) -> Any:
@@ -53,10 +41,27 @@ def eventually(is_so: Callable[[], Any], what: str, within_s: float = 15.0) -> A
 
 
 class Tree:
-    """One instance, started and stopped by its command line."""
+    """One instance, started and stopped by its command line.
 
-    def __init__(self, place: Path) -> None:
+    Args:
+        broker: A Kafka's `host:port`; "" for the embedded log.
+        settings: Environment variables that win over what the app says.
+        twin: Another host's instance of the same app.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        broker: str = "",
+        settings: Mapping[str, str] | None = None,
+        twin: "Tree | None" = None,
+    ) -> None:
+        token = uuid.uuid4().hex[:8] if broker else ""
         self.place = place
+        self.broker = broker
+        # What a Kafka holds of it has names of its own: others are there as well.
+        self.app_id: str = twin.app_id if twin else f"proj{token}"
+        self.prefix: str = twin.prefix if twin else f"{token}-" if token else ""
         self.datadir = place / "data"
         self.logfile = place / "log.txt"
         self.folder = Folder(place / "run" / "proj")
@@ -65,6 +70,10 @@ class Tree:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "STREAMD_RUNTIME_DIR": str(place / "run"),
+            "CHAOS_ID": self.app_id,
+            "CHAOS_PREFIX": self.prefix,
+            **({"STREAMD_BROKER": f"kafka://{broker}"} if broker else {}),
+            **(settings or {}),
         }
         (place / "proj.py").write_text(APP.read_text())
         self._worker: subprocess.Popen[bytes] | None = None
@@ -106,13 +115,13 @@ class Tree:
         assert done.returncode == 0, done.stdout + done.stderr
         self.assert_nothing_left()
 
-    def ask(self, verb: str) -> Any:
-        """What the master answers; None when there is none."""
+    def ask(self, verb: str, timeout_s: float = 5.0, **args: Any) -> Any:
+        """What the master answers at last; None when there is none."""
 
         async def go() -> Any:
             link = await connect(self.folder.control_path, "master")
             try:
-                answer = await link.request(Command(verb), 5.0)
+                answer = await link.request(Command(verb, args), timeout_s)
             finally:
                 link.close()
             return answer.data if isinstance(answer, Document) else None
@@ -197,12 +206,12 @@ def tree_state(pid: int) -> str:
 
 
 @contextmanager
-def instance() -> Iterator[Tree]:
-    """An instance that is not started; ended and removed afterwards."""
+def instance(broker: str = "", **settings: str) -> Iterator[Tree]:
+    """An instance that is not started; ended and removed afterwards. Arguments as of `Tree`."""
     libc = ctypes.CDLL(None)
     libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of killed trees come here
     with tempfile.TemporaryDirectory(prefix="sc-") as folder:
-        made = Tree(Path(folder))
+        made = Tree(Path(folder), broker, settings)
         try:
             yield made
         except BaseException:
@@ -311,228 +320,13 @@ class Load:
     def _record(self, topic: str, value: str, partition: int = -1) -> OutRecord:
         self._number += 1
         headers = [("number", b"%d" % (self._number - 1))]
+        topic = self._made.prefix + topic
         return OutRecord(topic, None, value.encode(), partition, headers=headers)
 
 
 def number_of(record: OutRecord) -> tuple[str, int]:
-    """Topic and number of a record that `Load` made."""
-    return record.topic, int(dict(record.headers)["number"])
-
-
-# What the log holds.
-
-
-class Content:
-    """The topics, tables and positions of an instance's log."""
-
-    def __init__(self, datadir: Path) -> None:
-        self._turnstile = Turnstile(datadir)
-        self.reader = Reader(datadir, self._turnstile)
-
-    def close(self) -> None:
-        self.reader.close()
-        self._turnstile.close()
-
-    def behind(self) -> dict[str, int]:
-        """Events that an agent has not settled, by agent and topic; only those behind."""
-        rows = self.reader.db.execute(
-            "SELECT reading.agent, topics.name, sum(heads.next - coalesce((SELECT position"
-            " FROM positions JOIN agents ON agents.id = positions.agent"
-            " WHERE agents.name = reading.agent AND positions.tp = heads.tp), 0))"
-            " FROM reading JOIN topics ON topics.name = reading.topic"
-            " JOIN heads ON heads.tp >= first_tp AND heads.tp < first_tp + partitions"
-            " GROUP BY 1, 2"
-        )
-        return {f"{agent} {topic}": behind for agent, topic, behind in rows if behind}
-
-    def topic(self, name: str) -> list[list[Row]]:
-        """Every event of a topic, by partition, in order."""
-        self.reader.catalog.load(self.reader.db)
-        if name not in self.reader.catalog.topics:
-            return []
-        return [self._partition(name, p) for p in range(self._partitions(name))]
-
-    def _partitions(self, name: str) -> int:
-        return int(self.reader.catalog.topics[name].partitions)
-
-    def _partition(self, name: str, partition: int) -> list[Row]:
-        rows: list[Row] = []
-        position = 0
-        while batch := self.reader.fetch(name, partition, position, 10_000, 1 << 24):
-            headers = batch.headers or [[]] * len(batch.values)
-            for key, value, header in zip(batch.keys, batch.values, headers, strict=True):
-                rows.append(
-                    {
-                        "key": (key or b"").decode(),
-                        "value": json.loads(value or b"null"),
-                        "headers": dict(header),
-                    }
-                )
-            position = batch.end
-        return rows
-
-    def table(self, name: str, partitions: int) -> dict[tuple[int, str], Any]:
-        """Every row of a table: (partition, key) → value."""
-        return {
-            (partition, json.loads(key)): json.loads(value)
-            for partition in range(partitions)
-            for key, value in self.reader.rows(name, partition, after=None, limit=1_000_000)
-            if key != SCATTERED_MARK
-        }
-
-
-def drain(made: Tree) -> None:
-    """Wait until every agent has settled all that the log holds, and nothing is a zombie."""
-    content = Content(made.datadir)
-    try:
-        deadline = time.monotonic() + DRAIN_S
-        while behind := content.behind():
-            status = made.ask("status") or {}
-            assert time.monotonic() < deadline, (
-                f"still behind after {DRAIN_S} s: {behind}; {status.get('sentence')} "
-                f"{[(p['name'], p['state']) for p in status.get('processes', [])]}"
-            )
-            time.sleep(0.05)
-    finally:
-        content.close()
-    eventually(lambda: not made.zombies(), "no zombies", 3.0)
-
-
-# The oracle.
-
-
-def problems(made: Tree, acked: set[tuple[str, int]]) -> list[str]:
-    """What is wrong with the end state; empty when all is exact. The instance is stopped."""
-    content = Content(made.datadir)
-    try:
-        found = [
-            *_input_problems(content, acked),
-            *_word_problems(content),
-            *_bank_problems(content),
-            *_tick_problems(content),
-        ]
-    finally:
-        content.close()
-    writer = Writer(made.datadir, 4)
-    if (answer := writer.db.execute("PRAGMA integrity_check").fetchall()) != [("ok",)]:
-        found.append(f"integrity_check: {answer[:3]}")
-    writer.close()
-    return found
-
-
-def _input_problems(content: Content, acked: set[tuple[str, int]]) -> Iterator[str]:
-    there = Counter(
-        (topic, int(row["headers"]["number"]))
-        for topic in ("posts", "transfers", "deposits")
-        for rows in content.topic(topic)
-        for row in rows
-    )
-    if lost := acked - set(there):
-        yield f"{len(lost)} acknowledged records are not in the log: {sorted(lost)[:5]}"
-    if twice := [number for number, count in there.items() if count > 1]:
-        yield f"{len(twice)} records are in the log more than once: {twice[:5]}"
-
-
-def _word_problems(content: Content) -> Iterator[str]:
-    wanted: Counter[str] = Counter()
-    for rows in content.topic("posts"):
-        for row in rows:
-            wanted.update(row["value"].split())
-    counted: Counter[str] = Counter()
-    for (_, word), count in content.table("word_counts", 4).items():
-        counted[word] += count
-    yield from _differences("word_counts", dict(wanted), dict(counted))
-    seen: dict[str, list[int]] = defaultdict(list)
-    for rows in content.topic("results"):
-        for row in rows:
-            seen[row["key"]].append(row["value"])
-    wrong = [
-        word
-        for word in sorted(wanted.keys() | seen.keys())
-        if seen[word] != list(range(1, wanted[word] + 1))
-    ]
-    for word in wrong[:5]:
-        yield f"results of {word}: {_first_break(seen[word])}, {wanted[word]} wanted"
-
-
-def _bank_problems(content: Content) -> Iterator[str]:
-    accounts: dict[tuple[int, str], int] = {}
-    ledger: dict[str, list[Row]] = defaultdict(list)
-    refused: Counter[int] = Counter()
-    for partition, rows in enumerate(content.topic("transfers")):
-        for row in rows:
-            transfer = row["value"]
-            if transfer.get("how") in ("always", "exit", "segfault"):
-                refused[transfer["number"]] += 1
-                continue
-            source, target = (partition, transfer["source"]), (partition, transfer["target"])
-            done = accounts.get(source, 100) >= transfer["amount"]
-            if done:
-                accounts[source] = accounts.get(source, 100) - transfer["amount"]
-            balance = accounts.get(source, 100)
-            ledger[transfer["source"]].append(
-                {"number": transfer["number"], "done": done, "balance": balance}
-            )
-            if done:
-                accounts[target] = accounts.get(target, 100) + transfer["amount"]
-    yield from _differences("accounts", accounts, content.table("accounts", 2))
-    written: dict[str, list[Row]] = defaultdict(list)
-    for rows in content.topic("ledger"):
-        for row in rows:
-            written[row["key"]].append(row["value"])
-    yield from _differences("ledger", dict(ledger), dict(written))
-    letters = Counter(
-        row["value"]["number"] for rows in content.topic("proj-dead-letters") for row in rows
-    )
-    yield from _differences("dead letters", dict(refused), dict(letters))
-    sums: dict[str, int] = defaultdict(int)
-    for rows in content.topic("deposits"):
-        for row in rows:
-            sums[row["key"]] += row["value"]
-    held: dict[str, int] = defaultdict(int)
-    for (_, key), value in content.table("deposited", 2).items():
-        held[key] += value
-    ticks = held.pop("ticks", 0)
-    logged = [row["value"] for rows in content.topic("tick_log") for row in rows]
-    if logged != list(range(1, ticks + 1)):
-        yield f"ticks: {ticks} in the table; the log has {_first_break(logged)}"
-    yield from _differences("deposited", dict(sums), dict(held))
-
-
-def _tick_problems(content: Content) -> Iterator[str]:
-    if not any(content.topic("tick_log")):
-        yield "no tick was logged"
-
-
-def _first_break(numbers: list[int]) -> str:
-    for index, number in enumerate(numbers):
-        if number != index + 1:
-            around = numbers[max(0, index - 3) : index + 4]
-            return f"{len(numbers)} values, {number} where {index + 1} belongs: … {around}"
-    return f"{len(numbers)} values without a break"
-
-
-def _differences(what: str, wanted: dict[Any, Any], got: dict[Any, Any]) -> Iterator[str]:
-    wrong = [key for key in wanted.keys() | got.keys() if wanted.get(key) != got.get(key)]
-    for key in sorted(wrong, key=str)[:5]:
-        left, right = wanted.get(key), got.get(key)
-        if isinstance(left, list) and isinstance(right, list):
-            at = next(
-                (
-                    i
-                    for i, pair in enumerate(zip(left, right, strict=False))
-                    if pair[0] != pair[1]
-                ),
-                min(len(left), len(right)),
-            )
-            yield (
-                f"{what} of {key}: {len(left)} wanted, {len(right)} there; from {at} on "
-                f"{left[at : at + 3]} wanted, {right[at : at + 3]} there"
-            )
-        else:
-            yield f"{what} of {key}: {left!r} wanted, {right!r} there"
-    if len(wrong) > 5:
-        yield f"{what}: {len(wrong)} keys differ"
+    """Topic, without the prefix, and number of a record that `Load` made."""
+    return record.topic.rpartition("-")[2], int(dict(record.headers)["number"])
 
 
 def complaints(made: Tree) -> list[str]:

@@ -4,7 +4,8 @@ import itertools
 import time
 
 import pytest
-from chaos_tree import Load, Tree, complaints, drain, eventually, instance, kill, problems
+from chaos_oracle import drain, problems
+from chaos_tree import Load, Tree, complaints, eventually, instance, kill
 
 from streamd.failpoints import FAILPOINTS
 
@@ -12,7 +13,8 @@ OF_THE_MASTER = [name for name in FAILPOINTS if name.startswith("master.")]
 AT_THE_STOP = ["checkpoint.before-truncate"]  # no tick leaves the log idle
 # The zygote's are passed by what it forks, which counts anew.
 ONCE_A_PROCESS = ("open", "load", "engine", "zygote")
-OTHERS = [name for name in FAILPOINTS if name not in OF_THE_MASTER + AT_THE_STOP]
+OF_KAFKA = [name for name in FAILPOINTS if name.startswith("kafka.")]
+OTHERS = [name for name in FAILPOINTS if name not in OF_THE_MASTER + AT_THE_STOP + OF_KAFKA]
 
 
 def armed(*parts: str) -> dict[str, str]:

@@ -3,19 +3,10 @@
 import time
 
 import pytest
+from chaos_content import Row
 from chaos_kills import run
-from chaos_tree import (
-    Content,
-    Load,
-    Row,
-    Tree,
-    complaints,
-    drain,
-    eventually,
-    instance,
-    kill,
-    problems,
-)
+from chaos_oracle import content_of, drain, problems
+from chaos_tree import Load, Tree, complaints, eventually, instance, kill
 
 
 @pytest.mark.parametrize("seed", [1])
@@ -28,9 +19,9 @@ def test_twenty_attacks_under_load_leave_everything_exact(seed: int) -> None:
 
 
 def letters(made: Tree) -> list[Row]:
-    content = Content(made.datadir)
+    content = content_of(made)
     try:
-        return [row for rows in content.topic("proj-dead-letters") for row in rows]
+        return content.dead_letters()
     finally:
         content.close()
 
