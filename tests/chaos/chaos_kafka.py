@@ -159,15 +159,16 @@ class KafkaContent:
         while left:
             assert time.monotonic() < deadline, f"{topic} is not read after {READ_S:.0f} s"
             for message in self._consumer.consume(1000, 0.02):
-                number, end = message.partition(), message.offset() + 1
+                at: Any = message.partition()
+                end = (message.offset() or 0) + 1
                 if (error := message.error()) is None:
-                    if number in left:
+                    if at in left:
                         yield message
-                    if end >= left.get(number, 0):
-                        left.pop(number, None)
+                    if end >= left.get(at, 0):
+                        left.pop(at, None)
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    if end > left.get(number, 0):
-                        left.pop(number, None)
+                    if end > left.get(at, 0):
+                        left.pop(at, None)
                 elif error.fatal():
                     raise KafkaException(error)
         self._consumer.unassign()
