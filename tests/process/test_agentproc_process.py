@@ -815,3 +815,15 @@ def test_a_process_that_is_early_can_be_stopped(start: StartMaster) -> None:
     child.signal(signal.SIGTERM)
 
     assert child.exit_code() == 0
+
+
+@pytest.mark.parametrize(("source", "reads"), [(COUNT, True), (IDLE, False)])
+def test_only_an_app_with_tables_has_a_thread_that_reads_them(
+    start: StartMaster, source: str, reads: bool
+) -> None:
+    master = start(source)
+    child = master.fork(master.plan("count#0" if reads else "app#0")).wait_ready()
+
+    names = Path(f"/proc/{child.pid}/task").glob("*/comm")
+    assert Path(read_address(child.plan.address)).exists() == reads
+    assert len(list(names)) == 2 + reads  # the loop's, and the one that writes the log
