@@ -212,33 +212,6 @@ def test_changes_that_meet_wait_for_each_other_and_say_so() -> None:
         assert house.ask("status")["sentence"].startswith("All 6 processes run")
 
 
-def test_nothing_is_changed_while_it_stops() -> None:
-    lingering = ONE + (
-        "import asyncio\n"
-        "@app.task\n"
-        "async def linger():\n"
-        "    try:\n"
-        "        await asyncio.sleep(600)\n"
-        "    finally:\n"
-        "        await asyncio.sleep(600)\n"
-    )
-    with tree_of(lingering) as house:
-        house.run(option_grace="3s")
-        house.signal(signal.SIGTERM)
-        eventually(lambda: house.ask("status")["state"] == "stopping")
-
-        for verb, args in (
-            ("scale", {"group": "count", "processes": 2}),
-            ("reload", {}),
-            ("restart", {"names": ["count"]}),
-        ):
-            with pytest.raises(StreamdError, match="proj is stopping"):
-                house.ask_all(verb, **args)
-
-        house.signal(signal.SIGQUIT)
-        assert house.wait_exit() == 3
-
-
 def test_a_group_that_follows_its_lag_grows_when_it_is_behind() -> None:
     with tree_of(SLOW) as house:
         house.run()
