@@ -28,6 +28,9 @@ ATTACKS = {
     "log": 10,
     "all": 2,  # everything below the master
     "stop": 3,  # SIGSTOP, until it is replaced or goes on
+    "pause": 2,  # the master, for a moment
+    "reload": 3,
+    "scale": 4,
     "steal": 4,  # another process claims a group's partitions
     "master": 5,
     "guardian": 2,
@@ -105,6 +108,16 @@ class Attacker:
                 return any([kill(pid) for pid in below])
             case "zygote" | "web" | "log" if name in pids:
                 return kill(pids[name])
+            case "pause" if "master" in pids:
+                kill(pids["master"], signal.SIGSTOP)
+                time.sleep(chance.uniform(0.1, 1.5))
+                return kill(pids["master"], signal.SIGCONT)
+            case "reload" if "master" in pids:
+                # To the guardian of a worker with a terminal it would mean a stop.
+                return kill(pids["master"], signal.SIGHUP)
+            case "scale" if "split#0" in pids:
+                made.command("scale", f"split={chance.randint(1, 4)}")
+                return True
             case "steal":
                 asyncio.run(self._steal(chance.choice(["split", "split", "count", "bank"])))
                 return True

@@ -4,19 +4,15 @@ import argparse
 import random
 import sys
 import time
-from pathlib import Path
 
+import chaos_supervision
 import click
+import supervisor_flood
 from chaos_kills import run
 from chaos_oracle import drain, problems
 from chaos_tree import Load, eventually, instance
 
 from streamd.failpoints import FAILPOINTS
-
-# What starts trees for the tests of the supervisor.
-sys.path.append(str(Path(__file__).parents[1] / "process"))
-
-import supervisor_flood  # noqa: E402
 
 
 def kills(attacks: int, seed: int) -> list[str]:
@@ -77,13 +73,20 @@ def logs(megabytes: int) -> list[str]:
 def main() -> int:
     """Run what the arguments say; 1 when anything was not exact."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["kills", "failpoints", "logs"])
+    parser.add_argument("what", choices=["kills", "failpoints", "logs", "supervision"])
     parser.add_argument("--megabytes", type=int, default=1000, help="of log lines")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--only", default="", help="part of a failpoint's name")
+    parser.add_argument("--only", default="", help="part of a failpoint's name; a case")
+    parser.add_argument("--nth", type=int, help="one trial of a case")
+    parser.add_argument("--share", type=float, default=1.0, help="of the trials of each case")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     given = parser.parse_args()
+    if given.what == "supervision":
+        well = chaos_supervision.run(
+            given.seed, only=given.only, nth=given.nth, share=given.share
+        )
+        return int(not well)
     if given.what == "logs":
         return int(bool(logs(given.megabytes)))
     if given.what == "failpoints":

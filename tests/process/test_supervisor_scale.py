@@ -51,11 +51,16 @@ def slots(house: Tree) -> dict[str, list[int]]:
 
 
 def test_up_and_down_under_load_loses_nothing_and_leaves_nothing() -> None:
+    scale_up_and_down(3)
+
+
+def scale_up_and_down(times: int) -> None:
+    """Scale a group from 1 to 20 and back so often while it works."""
     with tree_of(WIDE) as house:
         master = house.run().pid("master")
 
         with Feed(house) as feed:
-            for _ in range(3):
+            for _ in range(times):
                 eventually(lambda: feed.sent.total() > 100, 20)
                 scale(house, "count", 20)
                 assert len(slots(house)) == 20

@@ -123,6 +123,11 @@ def test_loop_that_turns_beats_and_a_blocked_one_does_not(page: int) -> None:
 
 
 def test_reader_never_sees_half_of_a_number(page: int) -> None:
+    read_while_written(page, 300_000)
+
+
+def read_while_written(page: int, times: int) -> None:
+    """Read a number so often while another process writes it all the time."""
     beats = Beats(page)
     pid = os.fork()
     if pid == 0:
@@ -131,7 +136,7 @@ def test_reader_never_sees_half_of_a_number(page: int) -> None:
             beats.settled(1)
     doubles = memoryview(mmap.mmap(page, PAGE_BYTES)).cast("d")
     start = time.monotonic()
-    lowest = min(doubles[0] for _ in range(300_000))
+    lowest = min(doubles[0] for _ in range(times))
     os.kill(pid, 9)
     os.waitpid(pid, 0)
 
