@@ -59,6 +59,14 @@ def eventually(is_so: Callable[[], Any], within_s: float = 5.0) -> Any:
     return result
 
 
+def allowed_s(limit_s: float) -> float:
+    """A limit that an idle machine keeps, as a test may take it: five times.
+
+    And more where there is more to do than there are processors: others' work is no failure.
+    """
+    return limit_s * 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 class Tree:
     """One instance: its guardian, its folders, its log."""
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from supervisor_load import COUNT, Feed, wait_counted
-from supervisor_tree import ROOT, Tree, eventually, tree_of
+from supervisor_tree import ROOT, Tree, allowed_s, eventually, tree_of
 
 from streamd.supervisor import tree
 
@@ -111,7 +111,7 @@ def test_a_warm_stop_finishes_the_task_that_runs_and_commits_it() -> None:
         house.signal(signal.SIGTERM)
 
         assert house.wait_exit() == 0
-        assert time.monotonic() - began < 2.5 * 5
+        assert time.monotonic() - began < allowed_s(2.5)
         assert "finished 2" in house.log
         house.run()
         eventually(lambda: "finished 0" in house.log)
@@ -127,7 +127,7 @@ def test_what_the_end_of_grace_cut_off_is_done_once_more_by_the_next_start() -> 
         house.signal(signal.SIGTERM)
 
         assert house.wait_exit() == 3
-        assert time.monotonic() - began < 0.5 + 1.5 * 3
+        assert time.monotonic() - began < 0.5 + allowed_s(1.5)
         house.run(option_grace="500ms")
         eventually(lambda: house.log.count("begins 600") == 2)
         house.signal(signal.SIGTERM)
@@ -170,7 +170,7 @@ def test_a_process_stuck_in_c_is_killed_when_the_grace_is_over() -> None:
         house.signal(signal.SIGTERM)
 
         assert house.wait_exit() == 3
-        assert time.monotonic() - began < 0.5 + 1.5 * 3
+        assert time.monotonic() - began < 0.5 + allowed_s(1.5)
         assert "killed, since they did not end: app#0" in house.log
 
 
@@ -204,7 +204,7 @@ def test_what_waits_or_starts_is_stopped_at_once_and_not_started_again(
         house.signal(signal.SIGTERM)
 
         assert house.wait_exit() == 0
-        assert time.monotonic() - began < 1.0 * 5
+        assert time.monotonic() - began < allowed_s(1.0)
         house.wait_nothing_left(1.0)
         # The guardian waits for every child, and its end is the end of the tree.
         assert house.log.splitlines()[-1].endswith("proj stopped warm")

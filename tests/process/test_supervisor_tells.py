@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from supervisor_tree import Tree, eventually, tree_of
+from supervisor_tree import Tree, allowed_s, eventually, many, tree_of
 
 from streamd.link import connect
 from streamd.wire import Command, Hello
@@ -222,7 +222,9 @@ def test_a_stop_by_the_verb_ends_the_connection_when_it_is_done() -> None:
 
 
 def test_an_app_that_cannot_be_imported_is_an_error_that_shows_where() -> None:
-    with tree_of("def broken():\n    return 1 / 0\n\nbroken()\n") as house:
+    source = many(2) + "\ndef broken():\n    return 1 / 0\n\nbroken()\n"
+    with tree_of(source) as house:
+        began = time.monotonic()
         house.start()
 
         error = house.wait_ready()["error"]
@@ -231,6 +233,8 @@ def test_an_app_that_cannot_be_imported_is_an_error_that_shows_where() -> None:
         assert "ZeroDivisionError" in error["message"]
         assert error["exit_code"] == 78
         assert "in broken" in "\n".join([*error["seen"], error["traceback"]])
+        assert time.monotonic() - began < allowed_s(2.0)
+        assert {told["process"] for told in house.told if "process" in told} == {"zygote"}
 
 
 def test_a_data_directory_in_use_is_refused_with_the_cure() -> None:
