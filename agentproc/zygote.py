@@ -1,6 +1,6 @@
 """The zygote: imports the app once, says what it is, and forks the processes that run it.
 
-    python -m streamd.agentproc.zygote LINK_FD
+It is started by start.py.
 
 It has one thread and one blocking socket, so that a fork copies a quiet process: no lock is
 held, no loop is shared, and the memory of the import is shared by all that it forks.
@@ -351,7 +351,3 @@ def main() -> NoReturn:
     flush_output()
     # Threads that the import started would keep the interpreter from ending.
     os._exit(code)
-
-
-if __name__ == "__main__":
-    main()

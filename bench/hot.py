@@ -1,7 +1,8 @@
-"""Writes down which functions an agent process runs: `scripts/hot`.
+"""Writes down which functions an agent process runs, and the names in them: `scripts/hot`.
 
 The processes of a small app note every function that is called in them, from their fork on.
-What they ran is written to `agentproc/hot.txt`; `streamd.agentproc.sharing` says what for.
+What they ran is written to `agentproc/hot.txt`, the names of attributes and globals in it to
+`agentproc/names.txt`; `streamd.agentproc.sharing` and `streamd.agentproc.start` say what for.
 """
 
 import time
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from instance import instance
 
-HOT = Path(__file__).parent.parent / "agentproc" / "hot.txt"
+ROOT = Path(__file__).parent.parent
+HOT = ROOT / "agentproc" / "hot.txt"
+NAMES = ROOT / "agentproc" / "names.txt"
 EVENTS = 300
 REPORTS_S = 3.0
 APP = """
@@ -23,12 +26,14 @@ app = streamd.App("bench")
 words = app.topic("words", key_type=str, value_type=str)
 counts = app.Table("counts", default=int)
 called = {}
+names = set()
 
 
 def note(frame, event, argument):
     if event == "call":
         name = frame.f_globals.get("__name__")
         called[f"{name}:{frame.f_code.co_qualname}"] = name
+        names.update(frame.f_code.co_names)
 
 
 def begin():
@@ -43,6 +48,8 @@ def write():
     hot = [function for function, module in list(called.items()) if module != __name__]
     with open(f"hot-{os.getpid()}", "w") as file:
         file.write("".join(f"{function}\\n" for function in hot))
+    with open(f"names-{os.getpid()}", "w") as file:
+        file.write("".join(f"{name}\\n" for name in list(names)))
 
 
 @app.agent(words)
@@ -86,13 +93,14 @@ def main() -> None:
         bench.command("done")
         bench.wait("the last event", lambda status: status["events"] > 2 * EVENTS, 60)
         time.sleep(REPORTS_S)
-        found = {
-            line
-            for path in bench.folder.glob("hot-*")
-            for line in path.read_text().splitlines()
-        }
-    HOT.write_text("".join(f"{line}\n" for line in sorted(found)))
-    print(f"{len(found)} functions: {HOT.relative_to(HOT.parent.parent)}")
+        for kind, kept in (("hot", HOT), ("names", NAMES)):
+            lines = {
+                line
+                for path in bench.folder.glob(f"{kind}-*")
+                for line in path.read_text().split()
+            }
+            kept.write_text("".join(f"{line}\n" for line in sorted(lines)))
+            print(f"{len(lines)} lines in {kept.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -154,14 +154,16 @@ class Child:
 
 
 def spawn(
-    module: str,
+    program: Sequence[str],
     arguments: Sequence[str],
     link_end: socket.socket,
     logs: LogPipe,
     *,
     keep: int = -1,
 ) -> int:
-    """Start `python -m module LINK_FD arguments…` and return its pid.
+    """Start `python program… LINK_FD arguments…` and return its pid.
+
+    The program is `-m` and a module, or the path of a script.
 
     It gets the link's end and, with `keep`, one more descriptor under the same numbers;
     standard output and error are its log pipe, and the tree's lock is inherited. The ends that
@@ -174,7 +176,7 @@ def spawn(
     if keep >= 0:
         os.set_inheritable(keep, True)
     # -P: the working folder is the user's, and a file in it may have any name.
-    command = [sys.executable, "-P", "-m", module, str(link_end.fileno()), *arguments]
+    command = [sys.executable, "-P", *program, str(link_end.fileno()), *arguments]
     try:
         return os.posix_spawn(
             sys.executable,

@@ -67,6 +67,9 @@ from streamd.wire import (
 
 log = logging.getLogger(__name__)
 
+# Run by its path: a package that is imported first would make names before it does.
+ZYGOTE_SCRIPT = Path(__file__).parent.parent / "agentproc" / "start.py"
+
 LINK_BYTES = 4096
 DECLARE_S = 30.0
 ZYGOTE_END_S = 2.0
@@ -270,7 +273,7 @@ class Fleet:
         code = self._code_of(child)
         ours, theirs = socket.socketpair()
         logs = LogPipe(child.name, self._logs)
-        pid = spawn("streamd.agentproc.zygote", [], theirs, logs)
+        pid = spawn([str(ZYGOTE_SCRIPT)], [], theirs, logs)
         code.link = ZygoteLink(
             ours, partial(self._on_zygote_message, code), partial(self._on_zygote_lost, code)
         )
@@ -294,7 +297,7 @@ class Fleet:
         link_fd = ours.fileno()
         link = await adopt(ours, child.name, self._on_message)
         try:
-            pid = spawn(module, arguments, theirs, logs, keep=keep)
+            pid = spawn(["-m", module], arguments, theirs, logs, keep=keep)
         except OSError:
             link.close()
             logs.close()

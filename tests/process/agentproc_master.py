@@ -38,6 +38,7 @@ from streamd.wire import (
 
 M = TypeVar("M", bound=Message)
 
+START = Path(streamd.__file__).parent / "agentproc" / "start.py"
 WITHIN_S = 10.0
 
 
@@ -227,7 +228,7 @@ class Master:
         self.children: list[Child] = []
         self.output = (folder / "zygote.out").open("w+b")
         self.zygote = subprocess.Popen(
-            [sys.executable, "-m", "streamd.agentproc.zygote", str(self.end.other.fileno())],
+            [sys.executable, "-P", str(START), str(self.end.other.fileno())],
             pass_fds=[self.end.other.fileno()],
             cwd=folder,
             env={

@@ -86,3 +86,23 @@ def test_the_list_of_hot_functions_names_what_is_there() -> None:
 
     assert len(top) > 200
     assert len(missing) < len(top) / 10, missing
+
+
+def test_the_names_of_hot_functions_lie_side_by_side_when_a_zygote_starts() -> None:
+    program = """
+import runpy
+import sys
+started = runpy.run_path(sys.argv[1], run_name="start")
+from streamd.agentproc.engine import Engine
+ours = {id(name) for name in started["NAMES"]}
+used = [id(name) for name in Engine._read.__code__.co_names]
+print(len({address >> 12 for address in ours}), sum(name in ours for name in used), len(used))
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, str(HOT.with_name("start.py"))],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    pages, named, used = map(int, done.stdout.split())
+    assert pages < 300
+    assert named > used / 2
