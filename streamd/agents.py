@@ -251,7 +251,9 @@ class ReplyPromise:
         except TimeoutError:
             raise ReplyTimeout(
                 f"agent {self._agent.name!r} did not reply in {timeout_s:g} s",
-                remedy="give `ask` a longer timeout, or look at `streamd status`",
+                remedy="give `ask` a longer timeout, or look at `streamd status`"
+                if self._agent.yields
+                else "it never replies, for it yields nothing: yield the reply, or use cast",
             ) from None
         finally:
             self._replies.forget(self)

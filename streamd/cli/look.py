@@ -26,7 +26,7 @@ RETRY_S = 0.2
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-SHOWN_LINES = 3  # of what was given up; `streamd logs` has all
+LAST_LINES = 3  # of what was given up; `streamd logs` has all
 
 LEVEL_COLORS = {"WARNING": "yellow", "WARN": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
@@ -74,7 +74,7 @@ def status_lines(snapshot: dict[str, Any], now: float) -> Iterator[str]:
         yield snapshot["sentence"]
     for problem in snapshot.get("problems") or ():
         yield output.colored(f"{problem['process']}: {problem['text']}", "warn")
-        for line in (problem.get("lines") or ())[-SHOWN_LINES:]:
+        for line in (problem.get("lines") or ())[-LAST_LINES:]:
             yield f"    {line}"
         if problem.get("remedy"):
             yield f"Try: {problem['remedy']}"

@@ -401,8 +401,9 @@ def test_an_ask_that_is_not_answered_times_out() -> None:
 
             async def view(app: App) -> None:
                 agents = {agent.label: agent for agent in app.agents.values()}
-                with pytest.raises(ReplyTimeout, match="silent"):
+                with pytest.raises(ReplyTimeout, match="silent") as caught:
                     await agents["silent"].ask(1, timeout=0.05)
+                assert "it yields nothing" in str(caught.value.remedy)
                 assert not (await app.replies())._waiting
 
             await flow.perform("app", view)
