@@ -7,7 +7,7 @@ import sys
 
 # The master speaks no TLS, packs no files, and needs no types that are newer than its Python:
 # asyncio, shutil and msgspec do without. Together they are a fifth of the master's memory.
-for name in ("ssl", "typing_extensions", "bz2", "lzma"):
+for name in ("ssl", "typing_extensions", "bz2", "lzma", "zlib"):
     sys.modules[name] = None  # type: ignore[assignment]
 
 from streamd.supervisor.begin import main  # noqa: E402
