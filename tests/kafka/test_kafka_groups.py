@@ -1,0 +1,130 @@
+"""Who has which partitions: processes that die, are added, leave; hosts that come and go."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from kafka_clients import unique
+from kafka_hosts import SESSION_S, Feeder, Host, Trace, eventually, hosts, traced_app
+
+
+class Running:
+    """An app that counts words on up to two hosts, fed all the time."""
+
+    def __init__(self, ab: list[Host], trace: Trace, feeder: Feeder) -> None:
+        self.a, self.b = ab
+        self.trace = trace
+        self.feeder = feeder
+
+    def settled(self, a: int, b: int = 0) -> None:
+        """Wait until the hosts have so many of the four partitions."""
+        eventually(lambda: len(self.a.partitions("count")) == a)
+        if b:
+            eventually(lambda: len(self.b.partitions("count")) == b)
+
+    def flows(self, since: float) -> None:
+        """Wait until events of each partition have been worked on."""
+        eventually(lambda: len(self.trace.owners(since)) == 4)
+
+    def longest_pause_s(self, partitions: list[int], since: float) -> float:
+        """The longest time without an event of these partitions."""
+        moments = [e.at for e in self.trace.events(since) if e.partition in partitions]
+        moments = [since, *moments, time.monotonic()]
+        return max(after - before for before, after in zip(moments, moments[1:], strict=False))
+
+
+@pytest.fixture(scope="module")
+def running(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    id = unique("groups")
+    trace = tmp_path_factory.mktemp("trace") / "trace"
+    with hosts(traced_app(kafka, id, trace), 2) as ab:
+        ab[0].start()
+        with Feeder(kafka, f"{id}-words") as feeder:
+            yield Running(ab, Trace(trace), feeder)
+
+
+def test_a_killed_process_gets_its_partitions_back_and_nobody_else_is_moved(
+    running: Running,
+) -> None:
+    running.settled(4)
+    running.flows(time.monotonic())
+    processes = running.a.processes()
+    mine, others = processes["count#0"], processes["count#1"]
+    killed_at = time.monotonic()
+    os.kill(mine["pid"], signal.SIGKILL)
+    eventually(lambda: running.a.pid("count#0") != mine["pid"])
+    running.flows(time.monotonic())
+    owners = running.trace.owners(killed_at)
+    for partition in others["partitions"]:
+        assert owners[partition] == {others["pid"]}
+    for partition in mine["partitions"]:
+        assert others["pid"] not in owners[partition]
+    assert running.longest_pause_s(others["partitions"], killed_at) < SESSION_S / 2
+    assert running.a.processes()["count#0"]["partitions"] == mine["partitions"]
+
+
+def test_more_processes_share_the_partitions_and_fewer_take_them_over_at_once(
+    running: Running,
+) -> None:
+    before = running.a.pid("count#0")
+    assert running.a.command("scale count=4").returncode == 0
+    eventually(lambda: all(
+        len(each["partitions"]) == 1
+        for name, each in running.a.processes().items() if name.startswith("count#")
+    ))  # fmt: skip
+    running.flows(time.monotonic())
+    down_at = time.monotonic()
+    assert running.a.command("scale count=2").returncode == 0
+    running.settled(4)
+    running.flows(time.monotonic())
+    assert running.longest_pause_s([0, 1, 2, 3], down_at) < SESSION_S
+    assert running.a.pid("count#0") == before
+
+
+def test_a_reload_replaces_one_process_after_the_other(running: Running) -> None:
+    before = {name: running.a.pid(name) for name in ("count#0", "count#1")}
+    assert running.a.command("reload").returncode == 0
+    running.settled(4)
+    running.flows(time.monotonic())
+    assert all(running.a.pid(name) != pid for name, pid in before.items())
+
+
+def test_a_second_host_takes_its_share_and_gives_it_back_when_it_stops(
+    running: Running,
+) -> None:
+    running.b.start()
+    running.settled(2, 2)
+    assert not set(running.a.partitions("count")) & set(running.b.partitions("count"))
+    running.flows(time.monotonic())
+    stopped_at = time.monotonic()
+    running.b.stop()
+    running.settled(4)
+    running.flows(time.monotonic())
+    assert running.longest_pause_s([0, 1, 2, 3], stopped_at) < SESSION_S
+
+
+def test_what_a_host_had_is_taken_over_when_it_dies(running: Running) -> None:
+    running.b.start()
+    running.settled(2, 2)
+    running.flows(time.monotonic())
+    running.b.crash()
+    died_at = time.monotonic()
+    running.settled(4)
+    running.flows(time.monotonic())
+    assert time.monotonic() - died_at < SESSION_S + 20
+
+
+def test_after_all_of_it_every_word_was_counted_once(running: Running) -> None:
+    running.feeder.end()
+
+    def counts() -> dict[str, int]:
+        url = running.a.web
+        replies = {
+            word: running.a.get(f"/count/{word}/", url) for word in running.feeder.counts
+        }
+        return {word: reply[1].get("count") for word, reply in replies.items()}
+
+    eventually(lambda: running.a.status().get("behind") == 0)
+    eventually(lambda: counts() == running.feeder.counts, 20)
