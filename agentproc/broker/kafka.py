@@ -309,9 +309,7 @@ class KafkaSession:
     def _recover(self, partitions: list[int]) -> dict[int, Taken]:
         if not partitions:
             return {}
-        reader = options.reader(
-            self._broker.reach, f"{self._group}.recovery", committed=self._exactly_once
-        )
+        reader = options.reader(self._broker.reach, f"{self._group}.recovery")
         health = self._broker.health
         recovery = Recovery(reader, self._home, self._put, health, self._says)
         try:

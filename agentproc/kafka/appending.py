@@ -9,6 +9,7 @@ from streamd.agentproc.broker import Output
 from streamd.agentproc.kafka.options import Options
 from streamd.errors import BrokerError
 
+TURN_S = 0.2
 FLUSH_S = 35.0  # a record that is not written after 30 s is given up
 
 
@@ -34,20 +35,23 @@ class Appender:
             topic, partition = output.tp
             for index, value in enumerate(output.values):
                 headers = output.headers[index] if output.headers is not None else []
-                try:
-                    producer.produce(
-                        topic,
-                        value,
-                        output.keys[index],
-                        partition,
-                        timestamp=int(output.timestamps[index] * 1000),
-                        headers=cast(Any, list(headers)),
-                        on_delivery=_noting(places, index, problems),
-                    )
-                except BufferError:
-                    producer.flush(FLUSH_S)
-                except KafkaException as error:
-                    problems.append(f"{output.tp}: {error.args[0].str()}")
+                while True:
+                    try:
+                        producer.produce(
+                            topic,
+                            value,
+                            output.keys[index],
+                            partition,
+                            timestamp=int(output.timestamps[index] * 1000),
+                            headers=cast(Any, list(headers)),
+                            on_delivery=_noting(places, index, problems),
+                        )
+                    except BufferError:
+                        producer.poll(TURN_S)
+                        continue
+                    except KafkaException as error:
+                        problems.append(f"{output.tp}: {error.args[0].str()}")
+                    break
         left = producer.flush(FLUSH_S)
         if left or problems:
             why = problems[0] if problems else "the cluster does not answer"

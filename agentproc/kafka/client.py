@@ -137,7 +137,7 @@ class _Cursor:
     """A consumer that stands somewhere in one partition."""
 
     def __init__(self, reach: options.Options, tp: TP) -> None:
-        reader = options.reader(reach, "streamd-outside", committed=True)
+        reader = options.reader(reach, "streamd-outside")
         self._consumer = Consumer({**reader, "enable.partition.eof": False})
         self._tp = tp
         self._next: int | None = None  # offset

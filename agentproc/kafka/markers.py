@@ -6,9 +6,11 @@ this incarnation wrote up to checkpoint `number` counts, these are the positions
 from, and these the highs of what was dropped below them. So one record commits a partition
 whole, whatever the group's tables are, and a crash before it leaves nothing behind.
 
-An incarnation is one owner's time with one partition. The highest counts; the markers of
-others are told apart by their key, so that compaction never keeps a late one of an owner that
-is no more in place of the owner's.
+An incarnation is one owner's time with one partition. It begins with a claim, which says from
+which marker it goes on; the highest counts. The order of the log decides between an owner and
+who takes over: a marker that comes after the claim is nothing, a claim that comes after a
+marker that it does not know of is nothing. Markers have their incarnation as key, so that
+compaction never keeps a late one of an owner that is no more in place of the owner's.
 """
 
 import os
@@ -54,6 +56,8 @@ class Marker(msgspec.Struct, array_like=True):
     highs: dict[str, list[tuple[str, str, str, int, int, int]]]  # topic -> origin and place
     resets: int = 0  # raised by each `reset`: what is sent anew is no replay
     moment: float = 0.0  # unix seconds
+    over: Incarnation = NOBODY  # whom this one took over from,
+    over_number: int = 0  # after which checkpoint
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -82,7 +86,11 @@ def decode_marker(data: bytes) -> Marker:
 def newest(markers: Iterable[Marker]) -> Marker:
     """The one that counts, of all of a partition in the order of the log (pure)."""
     best = Marker(NOBODY, 0, {}, {}, {})
+    numbers: dict[Incarnation, int] = {}
     for marker in markers:
+        if not marker.number and numbers.get(marker.over, 0) > marker.over_number:
+            continue  # a claim over what was no more as it says
+        numbers[marker.incarnation] = marker.number
         if marker.incarnation >= best.incarnation:
             best = marker
     return best

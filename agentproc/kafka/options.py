@@ -22,7 +22,7 @@ def connection(settings: Settings) -> Options:
     }
 
 
-def reader(reach: Options, group: str, *, committed: bool) -> Options:
+def reader(reach: Options, group: str) -> Options:
     """A consumer that is told what to read, and is in no group."""
     return {
         **reach,
@@ -30,7 +30,7 @@ def reader(reach: Options, group: str, *, committed: bool) -> Options:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "error",
-        "isolation.level": "read_committed" if committed else "read_uncommitted",
+        "isolation.level": "read_committed",
         "fetch.queue.backoff.ms": 1,
         "fetch.wait.max.ms": 10,
         "queued.max.messages.kbytes": 16_384,

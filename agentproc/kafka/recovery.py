@@ -4,9 +4,10 @@
 2. Read each changelog to its end: rows that count make the table; keys that have later rows,
    written by an owner that died before its marker, are repaired: the row that counts is written
    again.
-3. Claim: a marker of the successor incarnation, with the changelogs' ends as its starts. From
-   there on only rows of this incarnation count.
-4. Read the markers again: if somebody else wrote one meanwhile, begin again.
+3. Claim: a marker of a new incarnation, with the changelogs' ends as its starts. From there on
+   only rows of this incarnation count.
+4. Read the markers again, until the claim is among them: with transactions that is when those
+   of others that were open before it have ended. If it does not count, begin again.
 
 Everything here blocks; it is run in a thread, with a consumer that is in no group, so that no
 rebalance disturbs it.
@@ -24,6 +25,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from streamd.agentproc.broker import TP
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.markers import (
+    NOBODY,
     STAMP_BYTES,
     Incarnation,
     Marker,
@@ -44,6 +46,7 @@ CHUNK_RECORDS = 10_000
 QUIET_S = 30.0  # nothing came though something is there
 PROGRESS_S = 1.0
 TRIES = 5
+PAUSE_S = 0.1
 MOMENT_S = 0.02  # a topic that has just been made has its leaders soon
 
 
@@ -70,7 +73,7 @@ class Home(NamedTuple):
     sources: list[str]  # topics that it reads
     markers: str  # topic
     changelogs: dict[str, str]  # table -> topic
-    committed: bool  # transactions: what is not committed is never seen
+    transactional: bool  # offsets are taken up by the marks of transactions as well
 
 
 class Recovery:
@@ -108,9 +111,10 @@ class Recovery:
         """
         taken: dict[int, Taken] = {}
         left = list(partitions)
-        for _ in range(TRIES):
+        for number in range(TRIES):
             if not left:
                 return taken
+            time.sleep(number * PAUSE_S)
             tried = self._take(left)
             taken |= tried
             left = [partition for partition in left if partition not in tried]
@@ -138,7 +142,11 @@ class Recovery:
         failpoint("kafka.before-restore")
         rows, repairs = self._rows(before, tables)
         failpoint("kafka.before-repair")
-        successors = {p: before[p].incarnation.successor() for p in partitions}
+        # Above whatever there is: also above claims that came to nothing.
+        successors = {
+            p: max((m.incarnation for m in found[p]), default=NOBODY).successor()
+            for p in partitions
+        }
         self._put(
             [
                 Row(tp.topic, tp.partition, key, _stamped(value, successors[tp.partition]),
@@ -152,7 +160,7 @@ class Recovery:
         claims: list[Row] = []
         for partition in partitions:
             logs = {tp.topic: after[tp].high for tp in tables if tp.partition == partition}
-            if not home.committed and any(
+            if not home.transactional and any(
                 after[tp].high != tables[tp].high + len(repairs.get(tp, ()))
                 for tp in tables
                 if tp.partition == partition
@@ -164,6 +172,8 @@ class Recovery:
                 number=0,
                 starts=logs,
                 moment=time.time(),
+                over=before[partition].incarnation,
+                over_number=before[partition].number,
             )
             key = marker_key(claim.incarnation)
             claims.append(Row(home.markers, partition, key, encode_marker(claim)))
@@ -175,26 +185,48 @@ class Recovery:
         failpoint("kafka.before-claim")
         self._put(claims)
         failpoint("kafka.after-claim")
-        self._drop_rivals(taken, ends, before)
+        self._drop_rivals(taken, ends, found)
         return taken
 
     def _drop_rivals(
-        self, taken: dict[int, Taken], ends: dict[TP, Extent], before: dict[int, Marker]
+        self, taken: dict[int, Taken], ends: dict[TP, Extent], before: dict[int, list[Marker]]
     ) -> None:
-        """See that nobody else wrote a marker since they were read; forget old markers."""
+        """See whether each claim counts; forget the markers of all who were before it."""
         home = self._home
         mine = {tp: extent for tp, extent in ends.items() if tp.partition in taken}
-        again = self._markers({tp: Extent(e.high, self._high(tp)) for tp, e in mine.items()})
+        again = self._markers_with_claims(taken, mine)
         old: list[Row] = []
         for partition in list(taken):
             claim = taken[partition].marker
-            rivals = [m for m in again[partition] if m.incarnation != claim.incarnation]
-            if rivals:
+            markers = [*before[partition], *again[partition]]
+            if newest(markers).incarnation != claim.incarnation:
                 del taken[partition]
-            elif before[partition].incarnation.epoch:
-                key = marker_key(before[partition].incarnation)
-                old.append(Row(home.markers, partition, key, None))
+                continue
+            done = {m.incarnation for m in markers} - {claim.incarnation}
+            old += [Row(home.markers, partition, marker_key(each), None) for each in done]
         self._put(old)
+
+    def _markers_with_claims(
+        self, taken: dict[int, Taken], ends: dict[TP, Extent]
+    ) -> dict[int, list[Marker]]:
+        """The markers behind those that were read, once the claims are among them."""
+        asked_at = time.monotonic()
+        while True:
+            found = self._markers(
+                {tp: Extent(e.high, self._high(tp)) for tp, e in ends.items()}
+            )
+            unseen = [
+                p for p, each in taken.items()
+                if all(m.incarnation != each.marker.incarnation for m in found[p])
+            ]  # fmt: skip
+            if not unseen:
+                return found
+            if time.monotonic() - asked_at > PROGRESS_S:
+                self._progress(
+                    f"waits for transactions of others that are open in partitions {unseen}"
+                )
+                asked_at = time.monotonic()
+            time.sleep(PAUSE_S)
 
     # Reading.
 
@@ -221,7 +253,7 @@ class Recovery:
         starts = {tp: before[tp.partition].starts.get(tp.topic, 0) for tp in extents}
         numbers = {p: marker.number for p, marker in before.items()}
         for tp, offset, key, value, stamp in self._records(extents, "rows"):
-            if offset >= starts[tp] and not self._home.committed:
+            if offset >= starts[tp]:
                 number = int.from_bytes(stamp[8:STAMP_BYTES], "big")
                 if stamp[:8] != own[tp.partition] or number > numbers[tp.partition]:
                     late[tp].add(key)
