@@ -146,6 +146,8 @@ class Engine:
         self._due = asyncio.Event()  # a checkpoint is to begin now
         self._quiet = asyncio.Event()  # no event is in work
         self._quiet.set()
+        self._movable = asyncio.Event()  # partitions may be given away: it is ready, or over
+        self._over = asyncio.Event()  # nothing more will be made durable
         self._barrier = False  # no event is handed out until a checkpoint has begun
         self._giving_way = False  # no event is handed out until partitions are given away
         self._steady = asyncio.Event()  # no roll-back is under way
@@ -173,6 +175,7 @@ class Engine:
         try:
             await self._opening
         except asyncio.CancelledError:
+            self._end_of_work()
             await self.session.close(leave=self.leaving)
             if self.stopping:
                 return
@@ -181,6 +184,7 @@ class Engine:
         self._start_reading()
         self._start_actors()
         self.ready.set()
+        self._movable.set()
         try:
             while not (self.stopping and not self._actors and not self.working):
                 await (await self._mail.get())()
@@ -189,7 +193,14 @@ class Engine:
             for task in (self._reading, self._checkpointing, *self._actors):
                 if task is not None:
                     task.cancel()
+            self._end_of_work()
             await self.session.close(leave=self.leaving)
+
+    def _end_of_work(self) -> None:
+        """Nothing more will be made durable."""
+        self.stopping = True
+        self._over.set()
+        self._movable.set()
 
     def stop(self) -> None:
         """Hand out no more; `run` returns when what is in work is settled and durable."""
@@ -249,8 +260,10 @@ class Engine:
 
     async def lose(self, partitions: list[int], *, gone: bool) -> None:
         """See `streamd.agentproc.broker.Holder`; what is slow to settle is cancelled."""
-        await self.ready.wait()
+        await self._movable.wait()
         if self.stopping:
+            # Its last checkpoint holds these partitions too: they are given away after it.
+            await self._over.wait()
             return
         self._giving_way = True
         self.announce(self.owns())  # nobody is sent here for what is about to go

@@ -24,6 +24,7 @@ from streamd.agentproc.broker import (
     Holder,
     Output,
     Subscription,
+    TableChange,
 )
 from streamd.agentproc.kafka import options, topics
 from streamd.agentproc.kafka.appending import Appender
@@ -36,12 +37,15 @@ from streamd.agentproc.kafka.markers import (
     unpack_highs,
 )
 from streamd.agentproc.kafka.packs import offset_of, position_of
-from streamd.agentproc.kafka.poller import Passed, Poller, Read
+from streamd.agentproc.kafka.poller import Poller
 from streamd.agentproc.kafka.producing import Offsets, Row, Writer
+from streamd.agentproc.kafka.progress import Progress
+from streamd.agentproc.kafka.reading import Read
 from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
-from streamd.agentproc.kafka.sources import Highs, Tracer, sift
+from streamd.agentproc.kafka.sources import Tracer
+from streamd.agentproc.kafka.watching import Ends
 from streamd.config import Settings
-from streamd.errors import BrokerError
+from streamd.errors import BrokerError, Fenced
 from streamd.failpoints import failpoint
 from streamd.wire import TopicInfo
 
@@ -50,6 +54,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TELL_OFFSETS_S = 1.0
+WATCH_S = 1.0
 CLOSE_S = 5.0
 AWAY_PAUSE_S = 0.2
 
@@ -185,13 +190,12 @@ class KafkaSession:
             f"{app_id}-{group}-markers",
             {table: f"{app_id}-{table}-changes" for table in subscription.tables},
             self._exactly_once,
+            frozenset(filter(broker.packed, self._topics)),
         )
         self._tracer = Tracer()
         self._markers: dict[int, Marker] = {}  # partition -> the newest
         self._rows: dict[tuple[str, int], dict[bytes, bytes]] = {}  # recovered, not yet loaded
-        self._highs: dict[TP, Highs] = {}  # before the record that is to be read next
-        self._passed: dict[TP, deque[Passed]] = {}  # read, and not committed
-        self._skipped: dict[TP, dict[int, int]] = {}  # position -> where what counts goes on
+        self._progress: dict[TP, Progress] = {}
         self._turns: dict[TP, int] = {}  # partition -> seeks
         self._ends: dict[TP, int] = {}  # partition -> the position after what was read
         self._reads: deque[Read] = deque()
@@ -199,6 +203,8 @@ class KafkaSession:
         self._opened: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
         self._told_at = 0.0
+        self._written = Ends()
+        self._watched_at = 0.0
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="kafka writes")
         self._recovering = ThreadPoolExecutor(1, thread_name_prefix="kafka recovery")
         self._writer: Writer | None = None
@@ -304,7 +310,7 @@ class KafkaSession:
             assert self._poller is not None
             for tp, position in self._lowest_positions(partitions).items():
                 self._turns[tp] = self._turns.get(tp, 0) + 1
-                self._poller.begin(tp, self._turns[tp], position, self._highs[tp])
+                self._poller.begin(tp, self._turns[tp], position, self._progress[tp].highs)
 
     def _recover(self, partitions: list[int]) -> dict[int, Taken]:
         if not partitions:
@@ -330,6 +336,7 @@ class KafkaSession:
     def _begin_with(self, partition: int, taken: Taken) -> None:
         marker = self._markers[partition] = taken.marker
         self._tracer.resets[partition] = marker.resets
+        self._written.begin(partition, taken.ends)
         for table, rows in taken.rows.items():
             self._rows[table, partition] = rows
         for agent, names in self._subscription.agents.items():
@@ -345,9 +352,10 @@ class KafkaSession:
                     )  # fmt: skip
                 self.positions[agent, tp] = max(stored or 0, low)
                 self._ends[tp] = position_of(taken.sources[topic].high)
-                self._highs[tp] = unpack_highs(marker.highs.get(topic, []))
-                self._passed[tp] = deque()
-                self._skipped[tp] = {}
+                # Behind records that are lost no gap can be told.
+                lost = stored is not None and stored < low
+                highs = {} if lost else unpack_highs(marker.highs.get(topic, []))
+                self._progress[tp] = Progress(highs)
 
     def _lowest_positions(self, partitions: list[int]) -> dict[TP, int]:
         lowest_of: dict[TP, int] = {}
@@ -365,12 +373,12 @@ class KafkaSession:
             if self._holder is not None:
                 await self._holder.lose(partitions, gone=gone)
             self._tracer.forget(lost)
+            self._written.forget(lost)
             self.positions = {
                 key: at for key, at in self.positions.items() if key[1].partition not in lost
             }
-            for by_tp in (self._highs, self._passed, self._skipped, self._ends):
-                for tp in [tp for tp in by_tp if tp.partition in lost]:
-                    del by_tp[tp]
+            for tp in [tp for tp in self._progress if tp.partition in lost]:
+                del self._progress[tp], self._ends[tp]
             for key in [key for key in self._rows if key[1] in lost]:
                 del self._rows[key]
             for partition in lost:
@@ -401,36 +409,22 @@ class KafkaSession:
             events = len(read.batch.values) if read.batch is not None else 0
             assert self._poller is not None
             self._poller.took(events, read.size_bytes)
-            if read.turn != self._turns.get(read.tp) or read.tp not in self._passed:
+            if read.turn != self._turns.get(read.tp) or read.tp not in self._progress:
                 continue  # read before a seek, or before the partition went
-            self._passed[read.tp] += read.passed
+            self._progress[read.tp].was_read(read)
             if read.batch is None:
-                self._skip(read.tp, read.start, read.end)
                 continue
-            if read.batch.positions[0] > read.start:
-                self._skip(read.tp, read.start, read.batch.positions[0])
             seen.add(read.tp)
             batches.append(read.batch)
             max_events -= events
         return batches
 
-    def _skip(self, tp: TP, start: int, end: int) -> None:
-        self._skipped[tp][start] = end
-
-    def _beyond(self, tp: TP, position: int) -> int:
-        """A position, moved over what was read before and dropped."""
-        skipped = self._skipped.get(tp, {})
-        while position in skipped:
-            position = skipped[position]
-        return position
-
     def seek(self, tp: TP, position: int) -> None:
-        if self._poller is None or tp not in self._passed:
+        if self._poller is None or tp not in self._progress:
             return
         self._turns[tp] += 1
-        self._passed[tp].clear()
-        self._skipped[tp].clear()
-        self._poller.seek(tp, self._turns[tp], position, self._highs[tp])
+        self._progress[tp].rewind()
+        self._poller.seek(tp, self._turns[tp], position, self._progress[tp].highs)
 
     def _take(self, reads: list[Read]) -> None:
         self._reads += reads
@@ -453,7 +447,7 @@ class KafkaSession:
             raise self._failure
         assert self._writer is not None, "the session is not open"
         positions = {
-            (agent, tp): self._beyond(tp, at)
+            (agent, tp): self._progress[tp].beyond(at)
             for (agent, tp), at in checkpoint.positions.items()
         }
         self.positions.update(positions)
@@ -472,13 +466,16 @@ class KafkaSession:
                 for key, value in change.rows
             ]
         for tp in {tp for _, tp in positions}:
-            self._fold(tp)
+            lowest = min(at for (_, other), at in self.positions.items() if other == tp)
+            self._progress[tp].settled(lowest)
         markers = [self._marker_row(partition) for partition in sorted(touched)]
         offsets = self._offsets(touched)
         await self._in_thread(
             self._writing, self._writer.commit, checkpoint.outputs, rows, markers,
             Offsets(offsets, self._metadata()) if self._exactly_once else None,
         )  # fmt: skip
+        if not self._exactly_once:
+            await self._watch(checkpoint.changes)
         failpoint("commit.after-commit")
         now = time.monotonic()
         if self._poller is not None and now - self._told_at > TELL_OFFSETS_S:
@@ -486,20 +483,24 @@ class KafkaSession:
             if not self._exactly_once:
                 self._poller.commit(offsets)
 
-    def _fold(self, tp: TP) -> None:
-        """Raise the highs of a partition to those before the record that it is in.
+    async def _watch(self, written: list[TableChange]) -> None:
+        """See about each second whether the changelogs are ours alone.
 
-        Not to those of its position: where that is in the middle of a pack, it may be between
-        two records of one event, and the second would be taken for a replay of the first. Who
-        opens the pack again sifts it whole, as it was the first time.
+        Raises:
+            Fenced: They are not; the successor of this process repairs them.
         """
-        position = min(at for (_, other), at in self.positions.items() if other == tp)
-        passed, highs = self._passed[tp], self._highs[tp]
-        while passed and passed[0].end <= position:
-            sift(highs, passed.popleft().runs, [])
-        skipped = self._skipped[tp]
-        for start in [start for start in skipped if start < position]:
-            del skipped[start]
+        for change in written:
+            topic = self._home.changelogs[change.table]
+            self._written.wrote(topic, change.partition, len(change.rows))
+        now = time.monotonic()
+        if not written or now - self._watched_at < WATCH_S:
+            return
+        self._watched_at = now
+        ends = await self._in_thread(
+            self._writing, topics.ends, self._broker.admin, self._written.all()
+        )
+        if foreign := self._written.foreign(ends):
+            raise Fenced(f"another process has written to {', '.join(map(str, foreign))}")
 
     def _marker_row(self, partition: int) -> Row:
         positions: dict[str, dict[str, int]] = {}
@@ -507,8 +508,8 @@ class KafkaSession:
             if tp.partition == partition:
                 positions.setdefault(agent, {})[tp.topic] = at
         highs = {
-            tp.topic: pack_highs(of_tp)
-            for tp, of_tp in self._highs.items()
+            tp.topic: pack_highs(progress.highs)
+            for tp, progress in self._progress.items()
             if tp.partition == partition
         }
         marker = msgspec.structs.replace(
@@ -537,7 +538,7 @@ class KafkaSession:
     def behind(self) -> dict[str, int]:
         behind = dict.fromkeys(self._subscription.agents, 0)
         for (agent, tp), position in self.positions.items():
-            at = offset_of(self._beyond(tp, position))
+            at = offset_of(self._progress[tp].beyond(position))
             behind[agent] += max(0, offset_of(self._ends.get(tp, 0)) - at)
         return behind
 

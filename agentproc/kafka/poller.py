@@ -13,9 +13,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import Any, NamedTuple
 
 from confluent_kafka import (
     Consumer,
@@ -24,23 +23,19 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from streamd.agentproc.broker import INDEX_BITS, TP, Batch, Headers
+from streamd.agentproc.broker import TP
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.packs import (
-    index_of,
     offset_of,
-    open_pack,
     packed_count,
     position_of,
-    stamps_of,
 )
-from streamd.agentproc.kafka.sources import Gap, Highs, Run, sift
+from streamd.agentproc.kafka.reading import Columns, Message, Read, Reading
+from streamd.agentproc.kafka.sources import Gap, Highs
 from streamd.errors import BrokerError, BrokerLost, StreamdError
 
 log = logging.getLogger(__name__)
-
-Message = Any  # the client's own type calls every field optional
 
 CHUNK_RECORDS = 1000
 POLL_S = 0.1
@@ -49,34 +44,6 @@ FULL_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 0.2  # for the loop to take some, before partitions are paused
 SEEK_S = 10.0
 PROBE_S = 1.0
-
-
-class Passed(NamedTuple):
-    """A pack that was read: what the highs are behind it."""
-
-    end: int  # the position after it
-    runs: Sequence[Run]
-
-
-class Read(NamedTuple):
-    """What was read of one partition, in order; `turn` counts the seeks before it."""
-
-    tp: TP
-    turn: int
-    batch: Batch | None  # None: all of it had been read before
-    start: int  # positions that were passed
-    end: int
-    passed: list[Passed]
-    size_bytes: int
-
-
-class _Reading:
-    """How far a partition was read."""
-
-    def __init__(self, turn: int, position: int, highs: Highs) -> None:
-        self.turn = turn
-        self.position = position  # the next one to hand over
-        self.highs = highs
 
 
 class Poller(threading.Thread):
@@ -119,7 +86,7 @@ class Poller(threading.Thread):
         self._bound_s = bound_s
         self._silent = silent
         self._commands: deque[Callable[[], None]] = deque()
-        self._reading: dict[TP, _Reading] = {}  # partitions that are read
+        self._reading: dict[TP, Reading] = {}  # partitions that are read
         self._assigned: set[TP] = set()
         self._room = threading.Condition()
         self._waiting_events = self._waiting_bytes = 0
@@ -270,10 +237,13 @@ class Poller(threading.Thread):
         records = [message for message in records if message.offset() >= wanted]
         if not records:
             return None
+        if reading.misses([message.offset() for message in records]):
+            self._seek(tp, wanted)
+            return None
         start, end = reading.position, position_of(records[-1].offset() + 1)
         headers = [message.headers() for message in records]
         gaps: list[Gap] = []
-        columns = _Columns()
+        columns = Columns()
         if not any(headers):
             columns.add_plain(records, None)
         else:
@@ -322,8 +292,13 @@ class Poller(threading.Thread):
     def _begin(self, tp: TP, turn: int, position: int, highs: Highs) -> None:
         if tp not in self._assigned:
             return  # it was given away meanwhile
-        self._reading[tp] = _Reading(turn, position, highs)
-        place = TopicPartition(tp.topic, tp.partition, offset_of(position))
+        self._reading[tp] = Reading(turn, position, highs)
+        self._seek(tp, offset_of(position))
+        if not self._paused:
+            self._consumer.resume([TopicPartition(*tp)])
+
+    def _seek(self, tp: TP, offset: int) -> None:
+        place = TopicPartition(tp.topic, tp.partition, offset)
         deadline = time.monotonic() + SEEK_S
         while True:
             try:
@@ -336,8 +311,6 @@ class Poller(threading.Thread):
                         f"{tp} cannot be read from {place.offset} on: {error.args[0].str()}"
                     ) from None
                 time.sleep(0.005)
-        if not self._paused:
-            self._consumer.resume([TopicPartition(*tp)])
 
     def _commit(self, offsets: list[TopicPartition]) -> None:
         mine = [
@@ -419,85 +392,3 @@ class Poller(threading.Thread):
 
     def _statistics(self, text: str) -> None:
         self.statistics = text
-
-
-class _Columns:
-    """The events of a partition's part of a chunk, gathered."""
-
-    def __init__(self) -> None:
-        self.positions: list[int] = []
-        self.keys: list[bytes | None] = []
-        self.values: list[bytes | None] = []
-        self.stamps: list[float] | Stamps = []
-        self.headers: list[Headers] | None = None
-        self.passed: list[Passed] = []
-        self.size_bytes = 0
-
-    def add_plain(self, records: list[Message], headers: list[Headers] | None) -> None:
-        if not self.values and headers is None:
-            self.stamps = Stamps(records)
-        else:
-            self.stamps = [*self.stamps, *Stamps(records)]
-        self._add_headers(headers, len(records))
-        self.positions += [message.offset() << INDEX_BITS for message in records]
-        self.keys += [message.key() for message in records]
-        values = [message.value() for message in records]
-        self.values += values
-        self.size_bytes += sum(map(len, filter(None, values)))
-
-    def add_pack(self, tp: TP, message: Message, highs: Highs, gaps: list[Gap]) -> None:
-        offset, data = message.offset(), message.value()
-        columns = open_pack(data, tp, offset)
-        first = position_of(offset)
-        count = len(columns.values)
-        kept = [(0, count)]
-        if columns.runs is not None:
-            kept = sift(highs, columns.runs, gaps)
-            self.passed.append(Passed(position_of(offset + 1), columns.runs))
-        stamps = stamps_of(columns)
-        assert columns.keys is not None
-        for start, end in kept:
-            self._add_headers(columns.headers and columns.headers[start:end], end - start)
-            self.positions += range(first + start, first + end)
-            self.keys += columns.keys[start:end]
-            self.values += columns.values[start:end]
-            self.stamps = [*self.stamps, *stamps[start:end]]
-        self.size_bytes += len(data)
-
-    def _add_headers(self, headers: list[Headers] | None, count: int) -> None:
-        if headers is not None and self.headers is None:
-            self.headers = [[] for _ in self.values]
-        if self.headers is not None:
-            self.headers += headers if headers is not None else [[] for _ in range(count)]
-
-    def drop_below(self, position: int) -> None:
-        """Leave out the events of a pack that were settled before it was opened again."""
-        if not self.positions or self.positions[0] >= position or not index_of(position):
-            return
-        count = sum(1 for at in self.positions if at < position)
-        for column in (self.positions, self.keys, self.values):
-            del column[:count]
-        self.stamps = list(self.stamps)[count:]
-        if self.headers is not None:
-            del self.headers[:count]
-
-    def batch(self, tp: TP, end: int) -> Batch | None:
-        if not self.values:
-            return None
-        headers = self.headers if self.headers and any(self.headers) else None
-        return Batch(tp, self.positions, self.keys, self.values, self.stamps, headers, end)
-
-
-class Stamps(Sequence[float]):
-    """The timestamps of plain records, asked for one by one: few want them, and they cost."""
-
-    def __init__(self, records: list[Message]) -> None:
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return Stamps(self._records[index])
-        return self._records[index].timestamp()[1] / 1000

@@ -37,7 +37,7 @@ from streamd.agentproc.kafka.markers import (
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.producing import STAMP_HEADER, Row
 from streamd.agentproc.kafka.topics import AWAY_CODES
-from streamd.errors import BrokerError, BrokerLost, Fenced
+from streamd.errors import BrokerError, BrokerLost, ConfigError, Fenced
 from streamd.failpoints import failpoint
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Home(NamedTuple):
     markers: str  # topic
     changelogs: dict[str, str]  # table -> topic
     transactional: bool  # offsets are taken up by the marks of transactions as well
+    packed: frozenset[str]  # of the sources, those that are trimmed behind the group
 
 
 class Recovery:
@@ -142,6 +143,8 @@ class Recovery:
         failpoint("kafka.before-restore")
         rows, repairs = self._rows(before, tables)
         failpoint("kafka.before-repair")
+        for partition in partitions:
+            self._refuse_unknown(before[partition], partition, sources)
         # Above whatever there is: also above claims that came to nothing.
         successors = {
             p: max((m.incarnation for m in found[p]), default=NOBODY).successor()
@@ -187,6 +190,21 @@ class Recovery:
         failpoint("kafka.after-claim")
         self._drop_rivals(taken, ends, found)
         return taken
+
+    def _refuse_unknown(
+        self, before: Marker, partition: int, sources: dict[TP, Extent]
+    ) -> None:
+        """Without markers a group begins where its topics begin; those must be whole."""
+        if before.incarnation != NOBODY:
+            return
+        for topic in sorted(self._home.packed):
+            if low := sources[TP(topic, partition)].low:
+                raise ConfigError(
+                    f"{topic}[{partition}] begins at offset {low}: what was before was read, "
+                    f"and {self._home.markers} does not say how far",
+                    remedy="`streamd reset` begins with what is left; or give the agent "
+                    "the group that it had, with group=",
+                )
 
     def _drop_rivals(
         self, taken: dict[int, Taken], ends: dict[TP, Extent], before: dict[int, list[Marker]]

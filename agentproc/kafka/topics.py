@@ -8,13 +8,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
 )
 
+from streamd.agentproc.broker import TP
 from streamd.errors import BrokerError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -164,6 +166,19 @@ def _create(admin: AdminClient, missing: list[Wanted]) -> None:
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise broker_error(f"topic {name!r} cannot be made", error) from error
+
+
+def ends(admin: AdminClient, tps: Iterable[TP]) -> dict[TP, int]:
+    """The offset after the last record of each partition; none where the cluster is away."""
+    asked = {TopicPartition(*tp): OffsetSpec.latest() for tp in tps}  # type: ignore[no-untyped-call]
+    found: dict[TP, int] = {}
+    futures = admin.list_offsets(asked, request_timeout=TRY_S) if asked else {}
+    for place, future in futures.items():
+        try:
+            found[TP(place.topic, place.partition)] = future.result().offset
+        except KafkaException as error:
+            log.debug("the end of %s[%d] is not told: %s", place.topic, place.partition, error)
+    return found
 
 
 def config_of(admin: AdminClient, name: str) -> dict[str, str]:

@@ -35,20 +35,21 @@ class KafkaContent:
     def __init__(self, made: Tree) -> None:
         self._made = made
         self.exactly_once = "exactly_once" in made.environment.values()
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": made.broker,
-                "group.id": f"{made.app_id}-oracle",
-                "enable.partition.eof": True,
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "fetch.wait.max.ms": 10,
-                "log_level": 3,
-            }
-        )
+        options = {
+            "bootstrap.servers": made.broker,
+            "group.id": f"{made.app_id}-oracle",
+            "enable.partition.eof": True,
+            "enable.auto.commit": False,
+            "fetch.wait.max.ms": 10,
+            "log_level": 3,
+        }
+        self._consumer = Consumer({**options, "isolation.level": "read_committed"})
+        # Its ends are behind transactions that are open: what they hold is waited for.
+        self._ends = Consumer({**options, "isolation.level": "read_uncommitted"})
 
     def close(self) -> None:
         self._consumer.close()
+        self._ends.close()
 
     def behind(self) -> dict[str, int]:
         """Records that an agent has not settled, by agent and topic; only those behind."""
@@ -149,7 +150,7 @@ class KafkaContent:
         places = []
         for number in each:
             place = TopicPartition(topic, number)
-            low, high = self._consumer.get_watermark_offsets(place, timeout=READ_S)
+            low, high = self._ends.get_watermark_offsets(place, timeout=READ_S)
             place.offset = max(low, offset)
             if place.offset < high:
                 left[number] = high

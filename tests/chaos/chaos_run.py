@@ -1,13 +1,18 @@
 """The command line of `scripts/chaos`."""
 
 import argparse
+import os
 import random
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import chaos_supervision
 import click
+import kafka_broker
 import supervisor_flood
+from chaos_kafka_kills import run_on_kafka
 from chaos_kills import run
 from chaos_oracle import drain, problems
 from chaos_tree import Load, eventually, instance
@@ -70,14 +75,38 @@ def logs(megabytes: int) -> list[str]:
     return found
 
 
+def kafka(attacks: int, seed: int, guarantee: str, only: tuple[str, ...]) -> list[str]:
+    """One run of random attacks on an app on a broker of its own; what is wrong in the end."""
+    click.echo(f"seed {seed}: {attacks} attacks on Kafka begin, {guarantee}")
+    with tempfile.TemporaryDirectory(prefix="sk-") as folder:
+        cluster = kafka_broker.start(Path(folder) / "kafka", parent=os.getpid())
+        try:
+            report = run_on_kafka(
+                cluster, attacks, seed, guarantee, only=only, progress=click.echo
+            )
+        finally:
+            cluster.kill()
+    click.echo("\n".join([str(report), *report.complaints]))
+    return report.problems
+
+
 def main() -> int:
     """Run what the arguments say; 1 when anything was not exact."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["kills", "failpoints", "logs", "supervision"])
+    parser.add_argument(
+        "what", choices=["kills", "failpoints", "kafka", "logs", "supervision"]
+    )
     parser.add_argument("--megabytes", type=int, default=1000, help="of log lines")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--only", default="", help="part of a failpoint's name; a case")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="part of a failpoint's name; a case; of kafka: attacks, with commas",
+    )
+    parser.add_argument(
+        "--guarantee", default="at_least_once", choices=["at_least_once", "exactly_once"]
+    )
     parser.add_argument("--nth", type=int, help="one trial of a case")
     parser.add_argument("--share", type=float, default=1.0, help="of the trials of each case")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
@@ -91,6 +120,10 @@ def main() -> int:
         return int(bool(logs(given.megabytes)))
     if given.what == "failpoints":
         return int(bool(failpoints(given.only, given.seed)))
+    if given.what == "kafka":
+        only = tuple(filter(None, given.only.split(",")))
+        seeds = range(given.seed, given.seed + given.runs)
+        return int(any([kafka(given.kills, seed, given.guarantee, only) for seed in seeds]))
     return int(any([kills(given.kills, given.seed + n) for n in range(given.runs)]))
 
 

@@ -1,0 +1,147 @@
+"""What was read of a partition: records of a chunk, plain or packs, become one batch."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from streamd.agentproc.broker import INDEX_BITS, TP, Batch, Headers
+from streamd.agentproc.kafka.packs import (
+    index_of,
+    offset_of,
+    open_pack,
+    position_of,
+    stamps_of,
+)
+from streamd.agentproc.kafka.sources import Gap, Highs, Run, sift
+
+Message = Any  # the client's own type calls every field optional
+
+MOST_HOLES = 3  # that stay: then a partition is one of transactions, or compacted
+
+
+class Passed(NamedTuple):
+    """A pack that was read: what the highs are behind it."""
+
+    end: int  # the position after it
+    runs: Sequence[Run]
+
+
+class Read(NamedTuple):
+    """What was read of one partition, in order; `turn` counts the seeks before it."""
+
+    tp: TP
+    turn: int
+    batch: Batch | None  # None: all of it had been read before
+    start: int  # positions that were passed
+    end: int
+    passed: list[Passed]
+    size_bytes: int
+
+
+class Reading:
+    """How far a partition was read."""
+
+    def __init__(self, turn: int, position: int, highs: Highs) -> None:
+        self.turn = turn
+        self.position = position  # the next one to hand over
+        self.highs = highs
+        self._looked_again_at = -1  # up to this offset holes are in the log itself
+        self._holes = 0  # that were looked at again
+
+    def misses(self, offsets: list[int]) -> bool:
+        """Do records seem to be missing? Then they are to be asked for once more.
+
+        A hole that stays is in the log: marks of transactions, aborted ones, or a compaction.
+        One that does not was ours, e.g. records that were on their way when a seek was made.
+        """
+        wanted = offset_of(self.position)
+        if self._holes > MOST_HOLES or offsets[-1] - wanted + 1 == len(offsets):
+            return False
+        for offset in offsets:
+            if offset > wanted > self._looked_again_at:
+                self._looked_again_at = offsets[-1]
+                self._holes += 1
+                return True
+            wanted = offset + 1
+        return False
+
+
+class Columns:
+    """The events of a partition's part of a chunk, gathered."""
+
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+        self.keys: list[bytes | None] = []
+        self.values: list[bytes | None] = []
+        self.stamps: list[float] | Stamps = []
+        self.headers: list[Headers] | None = None
+        self.passed: list[Passed] = []
+        self.size_bytes = 0
+
+    def add_plain(self, records: list[Message], headers: list[Headers] | None) -> None:
+        if not self.values and headers is None:
+            self.stamps = Stamps(records)
+        else:
+            self.stamps = [*self.stamps, *Stamps(records)]
+        self._add_headers(headers, len(records))
+        self.positions += [message.offset() << INDEX_BITS for message in records]
+        self.keys += [message.key() for message in records]
+        values = [message.value() for message in records]
+        self.values += values
+        self.size_bytes += sum(map(len, filter(None, values)))
+
+    def add_pack(self, tp: TP, message: Message, highs: Highs, gaps: list[Gap]) -> None:
+        offset, data = message.offset(), message.value()
+        columns = open_pack(data, tp, offset)
+        first = position_of(offset)
+        count = len(columns.values)
+        kept = [(0, count)]
+        if columns.runs is not None:
+            kept = sift(highs, columns.runs, gaps)
+            self.passed.append(Passed(position_of(offset + 1), columns.runs))
+        stamps = stamps_of(columns)
+        assert columns.keys is not None
+        for start, end in kept:
+            self._add_headers(columns.headers and columns.headers[start:end], end - start)
+            self.positions += range(first + start, first + end)
+            self.keys += columns.keys[start:end]
+            self.values += columns.values[start:end]
+            self.stamps = [*self.stamps, *stamps[start:end]]
+        self.size_bytes += len(data)
+
+    def _add_headers(self, headers: list[Headers] | None, count: int) -> None:
+        if headers is not None and self.headers is None:
+            self.headers = [[] for _ in self.values]
+        if self.headers is not None:
+            self.headers += headers if headers is not None else [[] for _ in range(count)]
+
+    def drop_below(self, position: int) -> None:
+        """Leave out the events of a pack that were settled before it was opened again."""
+        if not self.positions or self.positions[0] >= position or not index_of(position):
+            return
+        count = sum(1 for at in self.positions if at < position)
+        for column in (self.positions, self.keys, self.values):
+            del column[:count]
+        self.stamps = list(self.stamps)[count:]
+        if self.headers is not None:
+            del self.headers[:count]
+
+    def batch(self, tp: TP, end: int) -> Batch | None:
+        if not self.values:
+            return None
+        headers = self.headers if self.headers and any(self.headers) else None
+        return Batch(tp, self.positions, self.keys, self.values, self.stamps, headers, end)
+
+
+class Stamps(Sequence[float]):
+    """The timestamps of plain records, asked for one by one: few want them, and they cost."""
+
+    def __init__(self, records: list[Message]) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return Stamps(self._records[index])
+        return self._records[index].timestamp()[1] / 1000
