@@ -93,9 +93,7 @@ def kafka(attacks: int, seed: int, guarantee: str, only: tuple[str, ...]) -> lis
 def main() -> int:
     """Run what the arguments say; 1 when anything was not exact."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "what", choices=["kills", "failpoints", "kafka", "logs", "supervision"]
-    )
+    parser.add_argument("what", choices=["kills", "failpoints", "kafka", "logs", "supervision"])
     parser.add_argument("--megabytes", type=int, default=1000, help="of log lines")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--runs", type=int, default=1)
