@@ -20,6 +20,7 @@ from pathlib import Path
 from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka.client import KafkaLog
 from streamd.agentproc.kafka.installation import installation
+from streamd.agentproc.kafka.making import make
 from streamd.agentproc.stacks import write_task_stacks
 from streamd.config import Settings
 from streamd.errors import BrokerError, StreamdError, WireError
@@ -38,12 +39,12 @@ from streamd.wire import (
     LogTopicsReply,
     Message,
     Ready,
-    TopicInfo,
 )
 
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+PATIENCE_S = 8.0  # of who asks from outside
 COLD = 3
 ORPHANED = 70
 
@@ -84,23 +85,26 @@ class Cluster:
 
     async def _declare(self, declared: Declare) -> None:
         settings = Settings.of_plain(declared.settings)
-        broker = KafkaBroker(settings, declared.topics, installation(self._datadir))
         if self._log is not None:
             await self._log.close()
-        self._log = KafkaLog(broker)
+        # Who asks from outside is told that the cluster is away; the app waits for it.
+        asked = KafkaBroker(settings, declared.topics, installation(self._datadir), PATIENCE_S)
+        self._log = KafkaLog(asked)
         if self._making is not None:
             self._making.cancel()
         # A cluster may be away for long: who needs a topic waits for it, not the start of this.
-        self._making = asyncio.create_task(self._make(broker, declared.topics), name="topics")
+        self._making = asyncio.create_task(self._make(settings, declared), name="topics")
 
-    async def _make(self, broker: KafkaBroker, declared: list[TopicInfo]) -> None:
-        wanted = [broker.wanted(topic.name) for topic in declared]
+    async def _make(self, settings: Settings, declared: Declare) -> None:
+        broker = KafkaBroker(settings, declared.topics, installation(self._datadir))
         try:
-            await asyncio.to_thread(broker.ensure, wanted)
+            made = await asyncio.to_thread(make, broker, declared.groups, declared.tables)
         except StreamdError as error:
             log.error("%s", error)
             self.link.send(Failing(str(error), error.seen, error.remedy, error.exit_code))
             os._exit(error.exit_code)
+        for topic, how in made.different.items():
+            log.warning("topic %s is not as the app declares it: %s", topic, "; ".join(how))
 
     async def close(self) -> None:
         """Let go of the connections."""

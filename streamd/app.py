@@ -149,6 +149,10 @@ class App:
         partitions: int | None = None,
         retention: float | None = None,
         packed: bool | None = None,
+        replicas: int | None = None,
+        compacting: bool | None = None,
+        deleting: bool | None = None,
+        config: Mapping[str, Any] | None = None,
         **unused: Any,
     ) -> Topic:
         """Declare a topic.
@@ -160,10 +164,20 @@ class App:
             retention: Seconds that records are kept; `topic_retention` by default.
             packed: On Kafka, several events travel as one record, which only streamd reads;
                 by default so in the topics that the app owns.
+            replicas: On Kafka, its copies; `topic_replication_factor` by default.
+            compacting: On Kafka, the last record of each key is kept.
+            deleting: On Kafka, old records are deleted; by default where it is not compacting.
+            config: On Kafka, further settings of the topic by their names there.
         """
         if len(names) != 1:
             raise AppError(f"app.topic() takes one name, not {names!r}: declare several topics")
         self._note_unused("topic", unused)
+        if packed and compacting:
+            raise AppError(
+                f"topic {names[0]!r} is packed and compacting: a record of several events has "
+                "no key to be compacted by",
+                remedy="leave out packed=True",
+            )
         if known := self.topics.get(names[0]):
             said = {
                 "key_type": (key_type, known.key_type),
@@ -171,6 +185,9 @@ class App:
                 "partitions": (partitions, known.partitions),
                 "retention": (seconds_of(retention), known.retention_s),
                 "packed": (packed, known.packed),
+                "replicas": (replicas, known.replicas),
+                "compacting": (compacting, known.compacting),
+                "deleting": (deleting, known.deleting),
             }
             for keyword, (now, before) in said.items():
                 if now is not None and now != before:
@@ -181,7 +198,8 @@ class App:
             return known
         topic = self._make_topic(
             names[0], key_type, value_type, key_serializer, value_serializer,
-            partitions, retention, owned=False, packed=packed,
+            partitions, retention, owned=False, packed=packed, replicas=replicas,
+            compacting=compacting, deleting=deleting, config=config,
         )  # fmt: skip
         self.topics[topic.name] = topic
         return topic
@@ -632,6 +650,10 @@ class App:
                 key_codec=topic.key_codec.name,
                 value_codec=topic.value_codec.name,
                 packed=topic.packed,
+                replicas=topic.replicas or 0,
+                compacting=bool(topic.compacting),
+                deleting=topic.deleting,
+                config=topic.config,
             )
             for topic in topics.values()
         ]
@@ -664,15 +686,17 @@ class App:
         retention: Any,
         owned: bool,
         packed: bool | None = None,
+        **on_kafka: Any,
     ) -> Topic:
-        if partitions is not None and (not isinstance(partitions, int) or partitions < 1):
-            raise AppError(f"topic {name!r} has partitions={partitions!r}: expected 1 or more")
+        for word, count in (("partitions", partitions), ("replicas", on_kafka.get("replicas"))):
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise AppError(f"topic {name!r} has {word}={count!r}: expected 1 or more")
         return Topic(
             self, name,
             key_type=key_type, value_type=value_type,
             key_serializer=key_serializer, value_serializer=value_serializer,
             partitions=partitions, retention_s=seconds_of(retention), owned=owned,
-            packed=packed,
+            packed=packed, **on_kafka,
         )  # fmt: skip
 
     def _page_id(self, path: str, name: str) -> int:

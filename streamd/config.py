@@ -101,7 +101,7 @@ NO_EFFECT = {
             " producer_linger_ms producer_max_batch_size producer_max_request_size"
             " producer_partitioner producer_request_timeout producer_metadata_max_age_ms"
             " producer_connections_max_idle_ms reply_expires table_cleanup_interval"
-            " topic_allow_declare cache web_cors_options Agent Event Schema Stream Table"
+            " cache web_cors_options Agent Event Schema Stream Table"
             " SetTable GlobalTable SetGlobalTable Topic Monitor"
         ),
     }.items()
@@ -277,6 +277,11 @@ class Settings:
         "7d",
         "How long records are kept in named topics; topics of the app's own keep what its "
         "agents have not read.",
+    )
+    topic_allow_declare = Setting(
+        BOOL,
+        True,
+        "Make topics that are missing on Kafka; else a start without one is refused.",
     )
     broker_session_timeout = Setting(
         DURATION_ABOVE_0,

@@ -42,6 +42,10 @@ class Topic:
         retention_s: float | None,
         owned: bool,
         packed: bool | None = None,
+        replicas: int | None = None,
+        compacting: bool | None = None,
+        deleting: bool | None = None,
+        config: Mapping[str, Any] | None = None,
         help: str = "",
     ) -> None:
         self.app = app
@@ -52,7 +56,12 @@ class Topic:
         self.partitions = partitions  # None: as `topic_partitions` says
         self.retention_s = retention_s
         self.owned = owned
-        self.packed = owned if packed is None else packed  # on Kafka only
+        # On Kafka only:
+        self.packed = owned if packed is None else packed
+        self.replicas = replicas  # None: as `topic_replication_factor` says
+        self.compacting = compacting
+        self.deleting = deleting
+        self.config = {name: _config_text(value) for name, value in (config or {}).items()}
         self.help = help
         self.use_serializers("raw", "json")
         self._remembered: dict[str, tuple[bytes, int]] = {}  # str key -> bytes, partition
@@ -260,6 +269,10 @@ class Topic:
             if outcome is not None:
                 await outcome
         return sent
+
+
+def _config_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _encoded(codec: Codec, value: Any) -> bytes:

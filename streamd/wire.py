@@ -58,6 +58,10 @@ class TopicInfo(Message):
     key_codec: str = ""
     value_codec: str = ""
     packed: bool = False  # on Kafka, several events travel as one record
+    replicas: int = 0  # on Kafka; 0: as the settings say
+    compacting: bool = False  # on Kafka, the last record of each key is kept
+    deleting: bool | None = None  # on Kafka, old records go; None: unless it is compacting
+    config: dict[str, str] = {}  # on Kafka, further settings of the topic
 
 
 class AgentInfo(Message):

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from streamd.agentproc.broker import (
     Subscription,
     TableChange,
 )
-from streamd.agentproc.kafka import options, topics
+from streamd.agentproc.kafka import declaring, options, topics
 from streamd.agentproc.kafka.appending import Appender
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.markers import (
@@ -45,7 +45,7 @@ from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
 from streamd.agentproc.kafka.sources import Tracer
 from streamd.agentproc.kafka.watching import Ends
 from streamd.config import Settings
-from streamd.errors import BrokerError, Fenced
+from streamd.errors import Fenced
 from streamd.failpoints import failpoint
 from streamd.wire import TopicInfo
 
@@ -112,36 +112,43 @@ class KafkaBroker:
 
     def wanted(self, topic: str) -> topics.Wanted:
         """A topic of events, as it is declared."""
-        info = self.declared.get(topic)
-        settings = self.settings
-        retention_s = settings.topic_retention
-        count = settings.topic_partitions
-        if info is not None:
-            count, retention_s = info.partitions, info.retention_s or retention_s
-        elif topic.startswith(f"{settings.id}-reply-"):
-            count = 1
-        return topics.Wanted(
-            topic,
-            count,
-            settings.topic_replication_factor,
-            topics.retention_config(None if self.packed(topic) else retention_s),
-        )
+        return declaring.event_topic(self.settings, topic, self.declared.get(topic))
 
     @property
     def waits_for(self) -> str:
         """See `streamd.agentproc.broker.Broker`."""
         return self.health.waits_for
 
-    def ensure(self, wanted: list[topics.Wanted]) -> dict[str, topics.Found]:
+    def ensure(
+        self, wanted: Iterable[topics.Wanted], seen: Iterable[str] = ()
+    ) -> dict[str, topics.Found]:
         """Make topics that are not there; blocks, until the cluster can be reached.
 
+        Args:
+            seen: Further topics to look at, which are not made.
+
         Raises:
+            ConfigError: They have another number of partitions, or are not to be made.
             BrokerError: It cannot be reached for longer than the patience.
+        """
+        wanted, seen = list(wanted), list(seen)
+        make = self.settings.topic_allow_declare
+        found = self.patiently(
+            lambda: topics.ensure(self.admin, wanted, topics.TRY_S, seen=seen, make=make)
+        )
+        self._counts |= {name: topic.partitions for name, topic in found.items()}
+        return found
+
+    def patiently(self, ask: Callable[[], T]) -> T:
+        """What the cluster says, asked again while it is away; blocks.
+
+        Raises:
+            Away: It is away for longer than the patience.
         """
         asked_at = time.monotonic()
         while True:
             try:
-                found = topics.ensure(self.admin, wanted, topics.TRY_S)
+                answer = ask()
                 break
             except topics.Away as error:
                 self.admin.poll(0)  # what the connections complain of
@@ -151,8 +158,7 @@ class KafkaBroker:
                     raise
                 time.sleep(AWAY_PAUSE_S)
         self.health.worked()
-        self._counts |= {name: topic.partitions for name, topic in found.items()}
-        return found
+        return answer
 
     def partitions_of(self, topic: str) -> int:
         """How many partitions a topic has; made if it is not there, which blocks once."""
@@ -182,13 +188,13 @@ class KafkaSession:
         self._subscription = subscription
         self._holder = holder
         settings, app_id, group = broker.settings, subscription.app_id, subscription.group
-        self._group = f"{app_id}.{group}"
+        self._group = declaring.group_id(app_id, group)
         self._exactly_once = settings.processing_guarantee == "exactly_once"
         self._topics = sorted({t for names in subscription.agents.values() for t in names})
         self._home = Home(
             self._topics,
-            f"{app_id}-{group}-markers",
-            {table: f"{app_id}-{table}-changes" for table in subscription.tables},
+            declaring.markers_topic(app_id, group),
+            {table: declaring.changelog_topic(app_id, table) for table in subscription.tables},
             self._exactly_once,
             frozenset(filter(broker.packed, self._topics)),
         )
@@ -242,28 +248,18 @@ class KafkaSession:
 
     def _prepare(self) -> None:
         """Make and check the topics; make the producer. Blocks."""
-        broker, settings, subscription = self._broker, self._broker.settings, self._subscription
-        wanted = [broker.wanted(topic) for topic in self._topics]
-        found = broker.ensure(wanted)
-        self._tracer.topics = {name: topic.id for name, topic in found.items()}
-        counts = {name: topic.partitions for name, topic in found.items()}
-        if len(set(counts.values())) > 1:
-            raise BrokerError(
-                f"group {subscription.group!r} reads topics of different partition counts: "
-                + ", ".join(f"{topic} has {count}" for topic, count in counts.items()),
-                remedy="give them the same number, or read them in groups of their own with "
-                "group=",
-            )
-        count = next(iter(counts.values()), max(subscription.tables.values(), default=1))
-        copies = settings.topic_replication_factor
-        own = [
-            topics.Wanted(topic, count, copies, topics.changelog_config(), exact=True)
-            for topic in self._home.changelogs.values()
-        ]
-        if subscription.agents or subscription.tables:
-            markers = topics.markers_config()
-            own.append(topics.Wanted(self._home.markers, count, copies, markers, exact=True))
-        broker.ensure(own)
+        broker, subscription = self._broker, self._subscription
+        kept = [*self._home.changelogs.values(), self._home.markers]
+        there = broker.ensure(map(broker.wanted, self._topics), seen=kept)
+        self._tracer.topics = {name: there[name].id for name in self._topics}
+        counts = {name: there[name].partitions for name in self._topics}
+        own = declaring.kept_by(
+            broker.settings, subscription.group, subscription.tables, counts
+        )
+        topics.check_counts(own, there)
+        # All of it is there mostly: the process `log` makes it while the app starts.
+        if missing := [topic for topic in own if topic.name not in there]:
+            broker.ensure(missing)
         self._writer = self._writing.submit(self._make_writer).result()
 
     def _make_writer(self) -> Writer:

@@ -5,7 +5,7 @@ Every call blocks on the network: call it in a thread.
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -40,9 +40,10 @@ class Wanted:
 
     name: str
     partitions: int
-    replicas: int = 1
+    copies: int = 1
     config: dict[str, str] = field(default_factory=dict)
     exact: bool = False  # another number of partitions is an error, not taken as it is
+    said: frozenset[str] | None = None  # what must hold of `config`, and "copies"; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Found:
 
     partitions: int
     id: str
+    copies: int = 1
 
 
 def changelog_config() -> dict[str, str]:
@@ -78,10 +80,20 @@ def markers_config() -> dict[str, str]:
     }
 
 
-def retention_config(retention_s: float | None) -> dict[str, str]:
-    """Of a topic of events that are kept for a time; None: for ever."""
+def retention_config(
+    retention_s: float | None, *, compacting: bool = False, deleting: bool | None = None
+) -> dict[str, str]:
+    """Of a topic of events.
+
+    Args:
+        retention_s: How long they are kept; None: for ever.
+        compacting: Of each key, the last one is kept.
+        deleting: Old ones are deleted; None: unless it is compacting.
+    """
     milliseconds = -1 if retention_s is None else int(retention_s * 1000)
-    return {"cleanup.policy": "delete", "retention.ms": str(milliseconds)}
+    deletes = not compacting if deleting is None else deleting
+    policies = ["compact"] * compacting + ["delete"] * (deletes or not compacting)
+    return {"cleanup.policy": ",".join(policies), "retention.ms": str(milliseconds)}
 
 
 class Away(BrokerError):
@@ -89,30 +101,84 @@ class Away(BrokerError):
 
 
 def ensure(
-    admin: AdminClient, wanted: Iterable[Wanted], timeout_s: float = ADMIN_S
+    admin: AdminClient,
+    wanted: Iterable[Wanted],
+    timeout_s: float = ADMIN_S,
+    *,
+    seen: Iterable[str] = (),
+    make: bool = True,
 ) -> dict[str, Found]:
     """Make the topics that are not there; what each one is then.
 
+    Args:
+        seen: Further topics to look at, which are not made: saves asking for them later.
+        make: False: what is not there is an error.
+
     Raises:
-        ConfigError: A topic is there with another number of partitions.
+        ConfigError: A topic is there with another number of partitions, or not to be made.
         Away: The cluster cannot be reached.
         BrokerError: It cannot be made or described.
     """
     topics = {topic.name: topic for topic in wanted}
-    found = describe(admin, topics, timeout_s)
+    found = describe(admin, [*topics, *(set(seen) - topics.keys())], timeout_s)
     missing = [topic for name, topic in topics.items() if name not in found]
+    if missing and not make:
+        raise not_to_be_made(missing)
     if missing:
         _create(admin, missing)
         found |= _appear(admin, [topic.name for topic in missing])
-    for name, topic in topics.items():
-        if topic.exact and found[name].partitions != topic.partitions:
+    check_counts(topics.values(), found)
+    return found
+
+
+def check_counts(wanted: Iterable[Wanted], found: Mapping[str, Found]) -> None:
+    """See that topics have as many partitions as they must.
+
+    Raises:
+        ConfigError: One has not.
+    """
+    for topic in wanted:
+        there = found.get(topic.name)
+        if topic.exact and there is not None and there.partitions != topic.partitions:
             raise ConfigError(
-                f"topic {name!r} has {found[name].partitions} partitions on the cluster, the "
-                f"app says {topic.partitions}: their number cannot change",
-                remedy=f"declare partitions={found[name].partitions}, or give the app a new "
+                f"topic {topic.name!r} has {there.partitions} partitions on the cluster, the "
+                f"app says {topic.partitions}: they must be the same, and cannot change",
+                remedy=f"declare partitions={there.partitions}, or give the app a new "
                 "`version`",
             )
-    return found
+
+
+def not_to_be_made(missing: Sequence[Wanted]) -> ConfigError:
+    """Topics are not there, and `topic_allow_declare` is off."""
+    topic = missing[0]
+    return ConfigError(
+        f"topic {topic.name!r} is not on the cluster, and topic_allow_declare is off",
+        seen=[f"{each.name} would have {described(each)}" for each in missing],
+        remedy=f"kafka-topics.sh --create --topic {topic.name} --partitions "
+        f"{topic.partitions} …, or topic_allow_declare=True",
+    )
+
+
+def described(topic: Wanted) -> str:
+    """A topic's shape, for people (pure)."""
+    parts = [f"partitions {topic.partitions}", f"copies {topic.copies}"]
+    return ", ".join([*parts, *(f"{key} {value}" for key, value in topic.config.items())])
+
+
+def differences(topic: Wanted, found: Found, config: Mapping[str, str]) -> list[str]:
+    """How a topic is on the cluster, where that is not as it is declared (pure)."""
+    different = []
+    if found.partitions != topic.partitions:
+        different.append(f"partitions is {found.partitions}, declared is {topic.partitions}")
+    if found.copies != topic.copies and (topic.said is None or "copies" in topic.said):
+        different.append(f"copies is {found.copies}, declared is {topic.copies}")
+    for key, value in topic.config.items():
+        there = config.get(key, "")
+        if topic.said is not None and key not in topic.said:
+            continue
+        if set(there.split(",")) != set(value.split(",")):
+            different.append(f"{key} is {there or 'not set'}, declared is {value}")
+    return different
 
 
 def _appear(admin: AdminClient, names: list[str]) -> dict[str, Found]:
@@ -150,13 +216,14 @@ def describe(
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 continue
             raise broker_error(f"topic {name!r} cannot be described", error) from error
-        found[name] = Found(len(topic.partitions), str(topic.topic_id))
+        copies = max((len(each.replicas) for each in topic.partitions), default=1)
+        found[name] = Found(len(topic.partitions), str(topic.topic_id), copies)
     return found
 
 
 def _create(admin: AdminClient, missing: list[Wanted]) -> None:
     new = [
-        NewTopic(topic.name, topic.partitions, topic.replicas, config=topic.config)
+        NewTopic(topic.name, topic.partitions, topic.copies, config=topic.config)
         for topic in missing
     ]
     for name, future in admin.create_topics(new, operation_timeout=ADMIN_S).items():
@@ -181,14 +248,29 @@ def ends(admin: AdminClient, tps: Iterable[TP]) -> dict[TP, int]:
     return found
 
 
-def config_of(admin: AdminClient, name: str) -> dict[str, str]:
-    """The configuration of a topic as the cluster has it."""
-    resource = ConfigResource(ConfigResource.Type.TOPIC, name)
-    (future,) = admin.describe_configs([resource], request_timeout=ADMIN_S).values()
-    try:
-        return {key: entry.value for key, entry in future.result().items()}
-    except KafkaException as error:
-        raise broker_error(f"the settings of topic {name!r} are refused", error) from error
+def configs_of(
+    admin: AdminClient, names: Iterable[str], timeout_s: float = ADMIN_S
+) -> dict[str, dict[str, str]]:
+    """The configuration of topics as the cluster has it.
+
+    Raises:
+        Away: The cluster cannot be reached.
+        BrokerError: It refuses to say.
+    """
+    resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+    if not resources:
+        return {}
+    found = {}
+    for resource, future in admin.describe_configs(
+        resources, request_timeout=timeout_s
+    ).items():
+        try:
+            entries = future.result()
+        except KafkaException as error:
+            what = f"the settings of topic {resource.name!r} are refused"
+            raise broker_error(what, error) from error
+        found[resource.name] = {key: str(entry.value) for key, entry in entries.items()}
+    return found
 
 
 def broker_error(what: str, error: KafkaException) -> BrokerError:

@@ -101,9 +101,14 @@ EFFECTS = {
         "test_topics_that_name_none_have_the_usual_partitions_and_codecs",
     ),
     "topic_replication_factor": (
-        "agentproc/broker/kafka.py",
+        "agentproc/kafka/declaring.py",
         "settings.topic_replication_factor",
         KAFKA,
+    ),
+    "topic_allow_declare": (
+        "agentproc/broker/kafka.py",
+        "settings.topic_allow_declare",
+        "test_nothing_is_made_where_the_app_may_not_declare",
     ),
     "topic_retention": (
         "supervisor/fleet.py",
