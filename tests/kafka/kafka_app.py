@@ -41,7 +41,7 @@ def eventually(is_so: Callable[[], T], within_s: float = 60.0) -> T:
     deadline = time.monotonic() + within_s
     while not (result := is_so()):
         assert time.monotonic() < deadline, f"not so after {within_s} s"
-        time.sleep(0.1)
+        time.sleep(0.05)
     return result
 
 

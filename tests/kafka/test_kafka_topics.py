@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from kafka_app import eventually
 from kafka_clients import unique
 
 import streamd
@@ -36,6 +37,7 @@ class Declared:
     def make_by_hand(self, name: str, partitions: int, **config: str) -> None:
         new = NewTopic(name, partitions, 1, config=config)
         self.admin.create_topics([new], operation_timeout=30)[name].result(30)
+        eventually(lambda: describe(self.admin, [name]))
 
 
 @pytest.fixture
