@@ -47,6 +47,6 @@ def run() -> Iterator[str]:
             private_bytes(pid) for name, pid in pids.items() if name.startswith("agent")
         )
         median = agents[len(agents) // 2]
-        yield f"  one more agent process {median / 2**20:5.1f} MiB private (median)"
+        yield f"  one more agent process {median / 2**20:5.2f} MiB private (median)"
         for name in ("guardian", "master", "zygote", "log", "web"):
             yield f"  {name:22} {private_bytes(pids[name]) / 2**20:5.1f} MiB private"
