@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -106,12 +107,19 @@ def main() -> int:
         "--guarantee", default="at_least_once", choices=["at_least_once", "exactly_once"]
     )
     parser.add_argument("--nth", type=int, help="one trial of a case")
+    parser.add_argument("--minutes", type=float, default=0.0, help="when to begin no more")
     parser.add_argument("--share", type=float, default=1.0, help="of the trials of each case")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     given = parser.parse_args()
     if given.what == "supervision":
+        # What a trial has started is ended with it, also by TERM.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         well = chaos_supervision.run(
-            given.seed, only=given.only, nth=given.nth, share=given.share
+            given.seed,
+            only=given.only,
+            nth=given.nth,
+            share=given.share,
+            minutes=given.minutes,
         )
         return int(not well)
     if given.what == "logs":

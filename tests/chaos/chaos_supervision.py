@@ -89,9 +89,12 @@ class Outcome:
     tried: int = 0
     took_s: float = 0.0
     failed: list[int] = field(default_factory=list)
+    left_out: bool = False  # not all trials were begun
 
     def __str__(self) -> str:
         verdict = f"{len(self.failed)} FAILED" if self.failed else "well"
+        if not self.tried:
+            verdict = "not tried"
         head = f"{self.case.number:>4}  {self.case.what:<40}"
         return f"{head} {self.tried:>4} of {self.case.times:<4} {self.took_s:6.1f} s  {verdict}"
 
@@ -116,13 +119,21 @@ class Teller:
         click.echo(f"\r{outcome}" if sys.stdout.isatty() else str(outcome))
 
 
-def run(seed: int, *, only: str = "", nth: int | None = None, share: float = 1.0) -> bool:
-    """Try all cases, one after the other; True when all went well.
+def run(
+    seed: int,
+    *,
+    only: str = "",
+    nth: int | None = None,
+    share: float = 1.0,
+    minutes: float = 0.0,
+) -> bool:
+    """Try all cases, one after the other; True when all that was tried went well.
 
     Args:
         only: The number of one case.
         nth: One trial of it.
         share: How much of the full form is done.
+        minutes: When no further trial is begun; what was left out is told. 0: no limit.
 
     Raises:
         ValueError: There is no such case.
@@ -137,6 +148,9 @@ def run(seed: int, *, only: str = "", nth: int | None = None, share: float = 1.0
         outcomes.append(outcome)
         numbers = range(max(1, round(case.times * share))) if nth is None else [nth]
         for number in numbers:
+            if minutes and time.monotonic() - began > 60.0 * minutes:
+                outcome.left_out = True
+                break
             teller.tell(outcome)
             _attempt(outcome, number, seed)
         teller.tell_end(outcome)
@@ -146,6 +160,8 @@ def run(seed: int, *, only: str = "", nth: int | None = None, share: float = 1.0
         f"seed {seed}: {tried} trials of {len(outcomes)} cases in "
         f"{time.monotonic() - began:.0f} s: " + (f"{failed} FAILED" if failed else "all well")
     )
+    if left_out := [outcome.case.number for outcome in outcomes if outcome.left_out]:
+        click.echo(f"not done to the end, the time was over: {', '.join(left_out)}")
     for outcome in outcomes:
         for number in outcome.failed:
             again = f"--seed {seed} --only {outcome.case.number} --nth {number}"
