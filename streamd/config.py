@@ -296,7 +296,8 @@ class Settings:
     hang_limit = Setting(
         DURATION,
         "30s",
-        "How long a process's loop may stand still before it is replaced; 0: for ever.",
+        "How long a process's loop may stand still before it is replaced (log and web: 3s at "
+        "least); 0: for ever.",
     )
     start_limit = Setting(
         DURATION,

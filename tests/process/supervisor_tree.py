@@ -205,6 +205,15 @@ class Tree:
         """The pid of a process that runs."""
         return int(eventually(lambda: self.process(name)["pid"]))
 
+    def wait_other(self, name: str, before: int, within_s: float = 5.0) -> int:
+        """The pid of the process that runs in place of `before`."""
+
+        def other() -> int | None:
+            row = self.process(name)
+            return row["pid"] if row["state"] == "RUNNING" and row["pid"] != before else None
+
+        return int(eventually(other, within_s))
+
     @property
     def log(self) -> str:
         """What the log file holds."""

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from supervisor_tree import Tree, allowed_s, eventually, many, tree_of
+from supervisor_load import pids
+from supervisor_tree import allowed_s, eventually, many, tree_of
 
 from streamd.supervisor import tree
 
@@ -94,41 +95,30 @@ def leave_none_of(count: int, killed: str) -> None:
     """Kill the master or the guardian of so many processes, and see that all of them end."""
     with tree_of(many(count)) as house:
         house.run()
-        pids = agents(house)
-        assert len(pids) == count + 1
+        running = pids(house)
+        assert len(running) == count + 1
 
         os.kill(house.pid(killed), signal.SIGKILL)
 
         house.wait_nothing_left(allowed_s(1.0))
-        assert not [pid for pid in pids.values() if tree.look_at(pid)]
+        assert not [pid for pid in running.values() if tree.look_at(pid)]
         assert house.wait_exit() == (70 if killed == "master" else -signal.SIGKILL)
-
-
-def agents(house: Tree) -> dict[str, int]:
-    """The pid of each agent process."""
-    rows = house.ask("status")["processes"]
-    return {row["name"]: row["pid"] for row in rows if row["kind"] == "agent"}
 
 
 def test_fifty_processes_do_not_notice_the_end_of_the_zygote_and_the_next_fork_is_soon() -> (
     None
 ):
     with tree_of(many(50)) as house:
-        before = agents(house.run())
+        before = pids(house.run())
         began = time.monotonic()
 
         os.kill(house.pid("zygote"), signal.SIGKILL)
         os.kill(before["work#7"], signal.SIGKILL)
 
-        eventually(lambda: is_replaced(house, "work#7", before["work#7"]), allowed_s(1.0))
+        house.wait_other("work#7", before["work#7"], allowed_s(1.0))
         assert time.monotonic() - began < allowed_s(1.0)
-        after = agents(house)
+        after = pids(house)
         assert {name for name in before if after[name] != before[name]} == {"work#7"}
-
-
-def is_replaced(house: Tree, name: str, before: int) -> bool:
-    row = house.process(name)
-    return bool(row["state"] == "RUNNING" and row["pid"] != before)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

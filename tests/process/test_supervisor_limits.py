@@ -71,6 +71,18 @@ async def leak():
 process.Process._report = report
 """
 
+LARGE_IMPORT = """
+import asyncio
+import streamd
+app = streamd.App("proj", max_memory=40 * 2**20)
+held = [bytes([number % 256]) * 4096 for number in range(25_000)]
+
+@app.task
+async def idle():
+    print("holds", len(held))
+    await asyncio.sleep(600)
+"""
+
 NOBODY = 65534
 
 
@@ -252,6 +264,20 @@ def test_a_fresh_process_that_is_over_the_limit_is_not_replaced_again_and_again(
         eventually(lambda: len(house.ask("status")["history"]) > before + 2, 10)
         assert [house.process(name)["recycles"] for name in ("grow#0", "grow#1")] == recycles
         assert max(recycles) <= 1
+
+
+def test_a_fresh_process_of_a_large_import_is_not_replaced() -> None:
+    with tree_of(LARGE_IMPORT) as house:
+        pid = house.run(option_memory_check="100ms").pid("app#0")
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+        assert resident > 100 * 2**20
+
+        # More than twenty looks: a process is replaced after two.
+        before = len(house.ask("status")["history"])
+        eventually(lambda: len(house.ask("status")["history"]) > before + 2, 10)
+
+        row = house.process("app#0")
+        assert (row["pid"], row["recycles"]) == (pid, 0)
 
 
 @pytest.mark.parametrize("what", [resource.RLIMIT_NOFILE], ids=["open files"])

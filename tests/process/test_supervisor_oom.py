@@ -68,6 +68,7 @@ def test_a_process_that_the_kernel_ends_for_lack_of_memory_is_named_so(cramped: 
 
         row = house.process("app#0")
         assert row["last_exit"] == "was ended by SIGKILL: out of memory", house.log
+        assert [house.process(name)["restarts"] for name in ("zygote", "log")] == [0, 0]
         (event,) = [each for each in house.ask("events") if each["kind"] == "memory"]
         assert event["process"] == "app#0"
         assert "was ended by SIGKILL: out of memory; restarted at once" in event["text"]

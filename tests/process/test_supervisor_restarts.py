@@ -84,7 +84,7 @@ def kill_again_and_again(count: int) -> None:
         for _ in range(count):
             began = time.monotonic()
             os.kill(before, signal.SIGKILL)
-            before = wait_other(house, "app#0", before)
+            before = house.wait_other("app#0", before)
             took_s.append(time.monotonic() - began)
 
         assert sorted(took_s)[count // 2] < allowed_s(0.02), took_s
@@ -98,21 +98,11 @@ def test_a_killed_process_is_replaced_at_once_and_it_is_not_its_fault() -> None:
         before = house.run().pid("app#0")
         for _ in range(7):
             os.kill(before, signal.SIGKILL)
-            before = wait_other(house, "app#0", before)
+            before = house.wait_other("app#0", before)
 
         row = eventually(lambda: running(house.process("app#0")))
         assert row["restarts"] == 7
         assert row["last_exit"] == "was ended by SIGKILL from outside"
-
-
-def wait_other(house: Tree, name: str, before: int, within_s: float = 5.0) -> int:
-    """The pid of the process that runs in place of `before`."""
-
-    def other() -> int | None:
-        row = house.process(name)
-        return row["pid"] if row["state"] == "RUNNING" and row["pid"] != before else None
-
-    return int(eventually(other, within_s))
 
 
 def running(row: dict[str, object]) -> dict[str, object] | None:
@@ -197,7 +187,7 @@ def test_a_step_of_the_wall_clock_restarts_nothing_and_delays_nothing(step_s: in
         assert house.pid("app#0") == app
         os.kill(app, signal.SIGKILL)
         began = time.monotonic()
-        wait_other(house, "app#0", app)
+        house.wait_other("app#0", app)
         assert time.monotonic() - began < allowed_s(0.1)
         assert house.ask("status")["state"] == "running"
         assert "hangs" not in house.log
@@ -293,7 +283,7 @@ def test_a_stopped_log_or_web_process_is_replaced_too() -> None:
             os.kill(pid, signal.SIGSTOP)
 
         for name, pid in before.items():
-            wait_other(house, name, pid, within_s=15)
+            house.wait_other(name, pid, within_s=15)
             assert f"{name} (pid {pid}) hangs" in house.log
         assert house.process("app#0")["restarts"] == 0
 
@@ -354,10 +344,10 @@ def test_the_zygote_is_replaced_and_the_processes_go_on() -> None:
         zygote, app = house.run().pid("zygote"), house.pid("app#0")
         os.kill(zygote, signal.SIGKILL)
 
-        wait_other(house, "zygote", zygote)
+        house.wait_other("zygote", zygote)
         os.kill(app, signal.SIGKILL)
 
-        wait_other(house, "app#0", app)
+        house.wait_other("app#0", app)
         assert house.process("app#0")["restarts"] == 1
 
 
@@ -369,7 +359,7 @@ def test_a_dead_web_process_is_replaced_on_the_same_port() -> None:
 
         os.kill(before, signal.SIGKILL)
 
-        wait_other(house, "web", before)
+        house.wait_other("web", before)
         assert house.ask("status")["web"] == address
         assert house.pid("app#0") == app
 

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import time
-from functools import partial
 
 from supervisor_tree import Tree, allowed_s, eventually, tree_of
 
@@ -160,16 +159,10 @@ def test_a_signal_to_one_process_is_not_one_to_the_master() -> None:
         assert house.pid("app#0") == app
         for name in ("TERM", "QUIT", "HUP", "USR2"):
             os.kill(app, getattr(signal, f"SIG{name}"))
-            app = eventually(partial(other, house, app))
+            app = house.wait_other("app#0", app)
 
         assert house.pid("master") == master
         assert house.process("app#0")["restarts"] == 4
         said = house.log[told:]
         words = ("stopping", "eload", "the log file was opened", "TTIN", "== ")
         assert not [word for word in words if word in said], said
-
-
-def other(house: Tree, before: int) -> int | None:
-    """The pid of the process that runs in place of `before`."""
-    row = house.process("app#0")
-    return row["pid"] if row["state"] == "RUNNING" and row["pid"] != before else None
