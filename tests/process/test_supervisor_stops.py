@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from supervisor_load import COUNT, Feed, wait_counted
@@ -290,6 +291,22 @@ def command_at_random(chance: random.Random) -> None:
         assert house.survivors_of_record() == []
         assert tree.is_free(house.folder.lock_path)
         assert "Traceback" not in said
+
+
+def test_term_to_a_guardian_that_is_only_starting_is_obeyed() -> None:
+    with tree_of(COUNT) as house:
+        command = worker(house)
+        cmdline = Path(f"/proc/{command.pid}/cmdline")
+        deadline = time.monotonic() + 20
+        # Without a pause: its Python takes some milliseconds until it has handlers.
+        while b"guardian.py" not in cmdline.read_bytes():
+            assert time.monotonic() < deadline
+
+        command.terminate()
+
+        said, _ = command.communicate(timeout=20)
+        assert command.returncode == 0, said
+        assert "proj stopped warm" in said
 
 
 def worker(house: Tree) -> "subprocess.Popen[str]":
