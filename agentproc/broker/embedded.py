@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SAFETY_POLL_S = 0.1
+SAFETY_POLL_S = 0.5  # a writer that dies between its commit and the bell rings nobody
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 LOAD_ROWS = 10_000
 SLOW_TURN_S = 2.0
