@@ -1,11 +1,11 @@
-"""The process `log` of an instance on Kafka: it makes the app's topics and serves the outside.
+"""The process `log` of an instance on Kafka: it keeps the app's topics and serves the outside.
 
     python -m streamd.agentproc.cluster LINK_FD DATADIR ADDRESS
 
 What `streamd.agentproc.log` is on the embedded log: it appends and reads for whoever has no
-session, the command line and the app's commands. It runs no user code and keeps nothing, so it
-may end at any time. TERM ends with 0, QUIT at once with 3, the end of the link to the master
-with 70.
+session, the command line and the app's commands. It makes topics, tells how far behind the
+groups are, and trims. It runs no user code and keeps nothing, so it may end at any time. TERM
+ends with 0, QUIT at once with 3, the end of the link to the master with 70.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from pathlib import Path
 from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka.client import KafkaLog
 from streamd.agentproc.kafka.installation import installation
-from streamd.agentproc.kafka.making import make
+from streamd.agentproc.kafka.keeping import Keeper
 from streamd.agentproc.stacks import write_task_stacks
 from streamd.config import Settings
 from streamd.errors import BrokerError, StreamdError, WireError
@@ -34,6 +34,9 @@ from streamd.wire import (
     Failing,
     Fetch,
     Fetched,
+    Lag,
+    LagRow,
+    Lags,
     LogState,
     LogTopics,
     LogTopicsReply,
@@ -57,7 +60,8 @@ class Cluster:
     def __init__(self, datadir: Path) -> None:
         self._datadir = datadir
         self._log: KafkaLog | None = None
-        self._making: asyncio.Task[None] | None = None
+        self._keeper: Keeper | None = None
+        self._loop = asyncio.get_running_loop()
 
     async def answer_master(self, link: Link, message: Message) -> Answer:
         """Answer what comes over the link to the master."""
@@ -81,33 +85,36 @@ class Cluster:
                 return Fetched(records)
             case LogTopics():
                 return LogTopicsReply(await self._log.topics())
+            case Lag():
+                return Lags(await self._log.lag())
         raise WireError(f"unexpected {type(message).__name__} on {link.name}")
 
     async def _declare(self, declared: Declare) -> None:
-        settings = Settings.of_plain(declared.settings)
-        if self._log is not None:
-            await self._log.close()
-        # Who asks from outside is told that the cluster is away; the app waits for it.
-        asked = KafkaBroker(settings, declared.topics, installation(self._datadir), PATIENCE_S)
-        self._log = KafkaLog(asked)
-        if self._making is not None:
-            self._making.cancel()
-        # A cluster may be away for long: who needs a topic waits for it, not the start of this.
-        self._making = asyncio.create_task(self._make(settings, declared), name="topics")
+        settings, here = Settings.of_plain(declared.settings), installation(self._datadir)
+        await self.close()
+        # Who asks from outside is told that the cluster is away; the app waits for it, however
+        # long: who needs a topic waits, not the start of this process.
+        asked = KafkaBroker(settings, declared.topics, here, PATIENCE_S)
+        self._log = KafkaLog(asked, declared.groups)
+        broker = KafkaBroker(settings, declared.topics, here)
+        self._keeper = Keeper(broker, declared, self._tell, self._failed)
+        self._keeper.start()
 
-    async def _make(self, settings: Settings, declared: Declare) -> None:
-        broker = KafkaBroker(settings, declared.topics, installation(self._datadir))
-        try:
-            made = await asyncio.to_thread(make, broker, declared.groups, declared.tables)
-        except StreamdError as error:
-            log.error("%s", error)
-            self.link.send(Failing(str(error), error.seen, error.remedy, error.exit_code))
-            os._exit(error.exit_code)
-        for topic, how in made.different.items():
-            log.warning("topic %s is not as the app declares it: %s", topic, "; ".join(how))
+    def _tell(self, rows: list[LagRow]) -> None:
+        self._loop.call_soon_threadsafe(self.link.send, Lags(rows))
+
+    def _failed(self, error: StreamdError) -> None:
+        self._loop.call_soon_threadsafe(self._end, error)
+
+    def _end(self, error: StreamdError) -> None:
+        log.error("%s", error)
+        self.link.send(Failing(str(error), error.seen, error.remedy, error.exit_code))
+        os._exit(error.exit_code)
 
     async def close(self) -> None:
         """Let go of the connections."""
+        if self._keeper is not None:
+            self._keeper.end()
         if self._log is not None:
             await self._log.close()
 

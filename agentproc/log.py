@@ -24,7 +24,7 @@ from pathlib import Path
 
 from streamd.agentproc.broker import Output
 from streamd.agentproc.broker.ballast import Ballast
-from streamd.agentproc.broker.client import describe_topics, fetch_from
+from streamd.agentproc.broker.client import describe_lag, describe_topics, fetch_from
 from streamd.agentproc.broker.condition import check_log, refuse_network_folder
 from streamd.agentproc.broker.embedded import EmbeddedBroker
 from streamd.agentproc.broker.placing import Placing, placed
@@ -45,6 +45,8 @@ from streamd.wire import (
     Failing,
     Fetch,
     Fetched,
+    Lag,
+    Lags,
     LogState,
     LogTopics,
     LogTopicsReply,
@@ -155,6 +157,8 @@ class LogProcess:
                 return Fetched(records)
             case LogTopics():
                 return LogTopicsReply(describe_topics(self._broker.reader))
+            case Lag():
+                return Lags(describe_lag(self._broker.reader))
         raise WireError(f"unexpected {type(message).__name__} on {link.name}")
 
     # Appends: all that came while the last transaction was synced go into the next one.

@@ -12,7 +12,7 @@ from streamd.errors import AppError
 
 BUILT_IN = frozenset({
     "agents", "check", "completion", "config", "consume", "cron", "demo", "events",
-    "failpoints", "help", "history", "kill", "logs", "models", "ps", "reload", "reset",
+    "failpoints", "help", "history", "kill", "lag", "logs", "models", "ps", "reload", "reset",
     "restart", "scale", "send", "stacks", "start", "status", "stop", "table", "tables", "top",
     "topics", "unit", "web", "worker",
 })  # fmt: skip

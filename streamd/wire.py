@@ -471,6 +471,28 @@ class LogTopicsReply(Message):
     topics: list[LogTopic]
 
 
+class Lag(Message):
+    """How far each agent is, by partition → `Lags`."""
+
+
+class LagRow(Message):
+    """Where an agent is in one partition. On Kafka these are records: one may hold many events,
+    which only who reads it knows."""
+
+    agent: str
+    topic: str
+    partition: int
+    position: int | None  # offset of the next one to read; None: nothing was read yet
+    end: int  # the offset after the last one
+    behind: int
+
+
+class Lags(Message):
+    """By agent, topic and partition. The log on Kafka also sends it to the master by itself."""
+
+    rows: list[LagRow]
+
+
 class Declare(Message):
     """Master → log: topics and tables of the app → `Done` | `Refusal`."""
 
@@ -557,7 +579,7 @@ ANY = (
     | PageRequest | PageReply | Moved | Unavailable | Lookup | LookupText | Found | Missing
     | RouteKey | RoutedKey | Scan | Scanned | Append | Appended | LogTopics | LogTopicsReply
     | Declare | Fetch | Fetched | Begin | Open | Site | Snapshot | Command | Document
-    | LogState
+    | LogState | Lag | Lags
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -22,7 +22,7 @@ from streamd.supervisor.notify import child_environment
 from streamd.supervisor.pages import BeatPage, DumpFile
 from streamd.supervisor.policy import Ending, HangWatch, Restarts
 from streamd.supervisor.states import Event, State, after
-from streamd.wire import Failing, LogState, Owns, Plan, Stats
+from streamd.wire import Failing, Lags, LogState, Owns, Plan, Stats
 
 if TYPE_CHECKING:
     from streamd.supervisor.zygote import Code
@@ -54,6 +54,7 @@ class Run:
     owns: dict[str, Owns] = field(default_factory=dict)  # group -> what it has of it
     draining: list[str] = field(default_factory=list)
     log_state: LogState | None = None  # the log process's last word about its file
+    lags: Lags | None = None  # its last word on how far each agent is, on Kafka
     heard_at: float = 0.0  # when its last message came, monotonic
     taken_at: float = 0.0  # when it had last taken all that was sent to it, monotonic
 

@@ -53,6 +53,7 @@ from streamd.wire import (
     Hello,
     Import,
     ImportFailed,
+    Lags,
     Leave,
     LogState,
     Message,
@@ -535,6 +536,8 @@ class Fleet:
         match message:
             case LogState():
                 run.log_state = message
+            case Lags():
+                run.lags = message
             case Ready():
                 if child.state is State.STARTING and child.kind == "log":
                     await self._declare(child, link)

@@ -112,6 +112,7 @@ class Snapshots:
             "groups": self._groups(),
             "agents": self._agents(events, behind),
             "tables": self._tables(),
+            "lag": self._lag(),
             "history": list(self._history),
             "events_log": self._registry.events[-SHOWN_EVENTS:],
         }
@@ -278,6 +279,25 @@ class Snapshots:
         log = self._fleet.children.get("log")
         state = log.run.log_state if log is not None and log.run is not None else None
         return state.wal_bytes if state is not None else 0
+
+    def _lag(self) -> list[dict[str, Any]]:
+        """How far each agent is in each partition; [] where the log does not say."""
+        log, hello = self._fleet.children.get("log"), self._fleet.hello
+        if log is None or log.run is None or log.run.lags is None or hello is None:
+            return []
+        groups = {agent.name: group.name for group in hello.groups for agent in group.agents}
+        return [
+            {
+                "group": groups.get(row.agent, ""),
+                "agent": row.agent,
+                "topic": row.topic,
+                "partition": row.partition,
+                "position": row.position,
+                "end": row.end,
+                "behind": row.behind,
+            }
+            for row in log.run.lags.rows
+        ]
 
     def _tables(self) -> list[dict[str, Any]]:
         hello = self._fleet.hello

@@ -52,6 +52,11 @@ def render(snapshot: Mapping[str, Any], streams: int) -> bytes:
     each("agent_events_total", "counter", "agents", agent, "events", "Events settled.")
     each("agent_event_rate", "gauge", "agents", agent, "rate", "Events settled a second.")
     each("agent_behind_events", "gauge", "agents", agent, "behind", "Events not read yet.")
+    partition = {name: name for name in ("group", "agent", "topic", "partition")}
+    each(
+        "lag_records", "gauge", "lag", partition, "behind",
+        "Records on Kafka that an agent has not read; one may hold many events.",
+    )  # fmt: skip
     table = {"table": "name", "group": "group"}
     each("table_keys", "gauge", "tables", table, "keys", "Keys held.")
     process = {"process": "name", "group": "group"}

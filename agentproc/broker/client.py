@@ -28,6 +28,9 @@ from streamd.wire import (
     Fetch,
     Fetched,
     FetchedRecord,
+    Lag,
+    LagRow,
+    Lags,
     LogTopic,
     LogTopics,
     LogTopicsReply,
@@ -62,6 +65,9 @@ class LogClient(Protocol):
 
     async def topics(self) -> list[LogTopic]:
         """Every topic with its ends and its size, by name."""
+
+    async def lag(self) -> list[LagRow]:
+        """How far each agent is, by topic and partition."""
 
 
 @contextlib.asynccontextmanager
@@ -152,6 +158,21 @@ def describe_topics(reader: Reader) -> list[LogTopic]:
     ]
 
 
+def describe_lag(reader: Reader) -> list[LagRow]:
+    """How far each agent is in each partition that it reads, by name."""
+    extents = reader.extents()
+    positions = reader.positions()
+    rows = []
+    for agent, name in reader.readers():
+        topic = reader.catalog.topics[name]
+        for tp_id in range(topic.first_tp, topic.first_tp + topic.partitions):
+            low, end, _ = extents[tp_id]
+            at = positions.get((agent, tp_id))
+            behind = end - max(low, at or 0)
+            rows.append(LagRow(agent, name, tp_id - topic.first_tp, at, end, behind))
+    return rows
+
+
 def _of(
     ends: dict[int, tuple[int, int, int]], first: int, count: int
 ) -> list[tuple[int, int, int]]:
@@ -218,6 +239,11 @@ class _RemoteLog:
         assert isinstance(answer, LogTopicsReply)
         return answer.topics
 
+    async def lag(self) -> list[LagRow]:
+        answer = await self._link.request(Lag())
+        assert isinstance(answer, Lags)
+        return answer.rows
+
 
 def _parts(records: Sequence[OutRecord]) -> Iterator[list[OutRecord]]:
     """Cut records so that each part fits a frame."""
@@ -261,6 +287,9 @@ class _LocalLog:
 
     async def topics(self) -> list[LogTopic]:
         return describe_topics(self._broker.reader)
+
+    async def lag(self) -> list[LagRow]:
+        return describe_lag(self._broker.reader)
 
 
 @contextlib.asynccontextmanager

@@ -54,4 +54,4 @@ def _cluster_of(app: App, datadir: Path) -> "KafkaLog":
 
     datadir.mkdir(mode=0o700, parents=True, exist_ok=True)
     broker = KafkaBroker(app.settings, app.topic_infos(), installation(datadir), PATIENCE_S)
-    return KafkaLog(broker)
+    return KafkaLog(broker, app.hello("", alone=False).groups)

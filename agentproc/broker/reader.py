@@ -5,6 +5,7 @@ Each call is one short read transaction: a long one would keep the WAL from bein
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -139,6 +140,23 @@ class Reader:
         except apsw.Error as error:
             raise explained(error, self.path) from error
         return {tp_id: (low, end, size) for tp_id, low, end, size in heads}
+
+    def readers(self) -> list[tuple[str, str]]:
+        """Agent and topic, for each topic that an agent reads, by name."""
+        return self._query("SELECT agent, topic FROM reading ORDER BY agent, topic")
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        """Where each agent reads on: (agent, id of the partition) -> offset."""
+        found = self._query(
+            "SELECT name, tp, position FROM positions JOIN agents ON agents.id = agent"
+        )
+        return {(agent, tp_id): position for agent, tp_id, position in found}
+
+    def _query(self, text: str) -> list[Any]:
+        try:
+            return query(self.db, text)
+        except apsw.Error as error:
+            raise explained(error, self.path) from error
 
     def rows(
         self, table: str, partition: int, *, after: bytes | None, limit: int

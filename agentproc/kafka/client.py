@@ -12,17 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from streamd.agentproc.broker import TP
 from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.broker.placing import Placing
-from streamd.agentproc.kafka import options
+from streamd.agentproc.kafka import options, topics
 from streamd.agentproc.kafka.appending import Appender
 from streamd.agentproc.kafka.packs import open_pack, packed_count, stamps_of
-from streamd.agentproc.kafka.topics import ADMIN_S, broker_error
+from streamd.agentproc.kafka.standings import Standings
+from streamd.agentproc.kafka.topics import ADMIN_S, TRY_S, broker_error
 from streamd.errors import BrokerError
-from streamd.wire import FetchedRecord, LogTopic, OutRecord
+from streamd.wire import FetchedRecord, GroupInfo, LagRow, LogTopic, OutRecord
 
 T = TypeVar("T")
 
@@ -34,8 +34,9 @@ MAX_FETCH_BYTES = 4 * 1024 * 1024
 class KafkaLog:
     """See `streamd.agentproc.broker.client.LogClient`."""
 
-    def __init__(self, broker: KafkaBroker) -> None:
+    def __init__(self, broker: KafkaBroker, groups: list[GroupInfo]) -> None:
         self.broker = broker
+        self._groups = groups
         self._appender = Appender(options.at_once(broker.reach))
         self._placing = Placing(broker.partitions_of)
         self._cursors: OrderedDict[TP, _Cursor] = OrderedDict()
@@ -77,47 +78,48 @@ class KafkaLog:
                 _, old = self._cursors.popitem(last=False)
                 old.close()
 
+    async def lag(self) -> list[LagRow]:
+        """How far each agent is, by partition."""
+        return await self._run(self._reading, self._lag)
+
+    def _lag(self) -> list[LagRow]:
+        standings = Standings(self.broker, self._groups)
+        try:
+            standings.look(ADMIN_S)
+            return standings.lag()
+        finally:
+            standings.close()
+
     async def topics(self) -> list[LogTopic]:
         """Every topic of the cluster that is not its own, with its ends, by name."""
         return await self._run(self._appending, self._topics)
 
     def _topics(self) -> list[LogTopic]:
-        admin = self.broker.admin
-        try:
-            there = admin.list_topics(timeout=ADMIN_S).topics
-        except KafkaException as error:
-            raise broker_error("the topics cannot be listed", error) from error
+        there = self.broker.patiently(self._list_topics)
         wanted = {
             name: len(topic.partitions)
             for name, topic in sorted(there.items())
             if not name.startswith("__")
         }
         tps = [TP(name, p) for name, count in wanted.items() for p in range(count)]
-        lows = self._offsets(tps, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-        highs = self._offsets(tps, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        admin = self.broker.admin
+        lows, highs = topics.lows(admin, tps), topics.ends(admin, tps)
         prefix = f"{self.broker.settings.id}-"
         return [
             LogTopic(
                 name,
-                [(lows[TP(name, p)], highs[TP(name, p)]) for p in range(count)],
+                [(lows.get(TP(name, p), 0), highs.get(TP(name, p), 0)) for p in range(count)],
                 0,
                 name.startswith(prefix),
             )
             for name, count in wanted.items()
         ]
 
-    def _offsets(self, tps: list[TP], spec: Any) -> dict[TP, int]:
-        if not tps:
-            return {}
-        asked = {TopicPartition(*tp): spec for tp in tps}
-        found = {}
-        for place, future in self.broker.admin.list_offsets(asked).items():
-            try:
-                found[TP(place.topic, place.partition)] = future.result(ADMIN_S).offset
-            except KafkaException as error:
-                what = f"the ends of {place.topic}[{place.partition}] are not told"
-                raise broker_error(what, error) from error
-        return found
+    def _list_topics(self) -> dict[str, Any]:
+        try:
+            return self.broker.admin.list_topics(timeout=TRY_S).topics
+        except KafkaException as error:
+            raise broker_error("the topics cannot be listed", error) from error
 
     async def close(self) -> None:
         """Let go of the connections."""

@@ -83,17 +83,32 @@ def decode_marker(data: bytes) -> Marker:
     return _decode(data)
 
 
+class Newest:
+    """The marker that counts of a partition, as they come in the order of the log.
+
+    Attributes:
+        marker: The one that counts of those that were added.
+    """
+
+    def __init__(self) -> None:
+        self.marker = Marker(NOBODY, 0, {}, {}, {})
+        self._numbers: dict[Incarnation, int] = {}
+
+    def add(self, marker: Marker) -> None:
+        """The next one."""
+        if not marker.number and self._numbers.get(marker.over, 0) > marker.over_number:
+            return  # a claim over what was no more as it says
+        self._numbers[marker.incarnation] = marker.number
+        if marker.incarnation >= self.marker.incarnation:
+            self.marker = marker
+
+
 def newest(markers: Iterable[Marker]) -> Marker:
     """The one that counts, of all of a partition in the order of the log (pure)."""
-    best = Marker(NOBODY, 0, {}, {}, {})
-    numbers: dict[Incarnation, int] = {}
+    found = Newest()
     for marker in markers:
-        if not marker.number and numbers.get(marker.over, 0) > marker.over_number:
-            continue  # a claim over what was no more as it says
-        numbers[marker.incarnation] = marker.number
-        if marker.incarnation >= best.incarnation:
-            best = marker
-    return best
+        found.add(marker)
+    return found.marker
 
 
 def counts(data: bytes, offset: int, marker: Marker, start: int) -> bool:

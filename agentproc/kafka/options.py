@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from confluent_kafka import OFFSET_BEGINNING
+
 from streamd.config import Settings, broker_servers
 
 Options = dict[str, Any]
+
+BEGINNING = OFFSET_BEGINNING
 
 POLL_INTERVAL_MS = 300_000
 MESSAGE_BYTES = 1_000_000

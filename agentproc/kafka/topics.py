@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -237,14 +238,24 @@ def _create(admin: AdminClient, missing: list[Wanted]) -> None:
 
 def ends(admin: AdminClient, tps: Iterable[TP]) -> dict[TP, int]:
     """The offset after the last record of each partition; none where the cluster is away."""
-    asked = {TopicPartition(*tp): OffsetSpec.latest() for tp in tps}  # type: ignore[no-untyped-call]
+    return offsets(admin, dict.fromkeys(tps, OffsetSpec.latest()))  # type: ignore[no-untyped-call]
+
+
+def lows(admin: AdminClient, tps: Iterable[TP]) -> dict[TP, int]:
+    """The offset of the first record that each partition still has."""
+    return offsets(admin, dict.fromkeys(tps, OffsetSpec.earliest()))  # type: ignore[no-untyped-call]
+
+
+def offsets(admin: AdminClient, specs: Mapping[TP, Any]) -> dict[TP, int]:
+    """The offset that each partition's OffsetSpec means; none where the cluster is away."""
+    asked = {TopicPartition(*tp): spec for tp, spec in specs.items()}
     found: dict[TP, int] = {}
     futures = admin.list_offsets(asked, request_timeout=TRY_S) if asked else {}
     for place, future in futures.items():
         try:
             found[TP(place.topic, place.partition)] = future.result().offset
         except KafkaException as error:
-            log.debug("the end of %s[%d] is not told: %s", place.topic, place.partition, error)
+            log.debug("offsets of %s[%d] are not told: %s", place.topic, place.partition, error)
     return found
 
 

@@ -41,7 +41,7 @@ def one_or_all(
     if not found:
         raise UsageError(
             f"no {what} is named {name!r}",
-            seen=[f"there is {row['name']}" for row in rows[:20]],
+            seen=list(dict.fromkeys(f"there is {row[names[0]]}" for row in rows))[:20],
         )
     return found
 

@@ -42,6 +42,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "look",
             "Show the tree of processes with CPU, private memory, restarts and partitions.",
         ),
+        "lag": ("lag", "Show how far behind each agent is, by topic and partition."),
         "top": ("top", "Watch the processes and agents, those that use most first."),
         "logs": ("look", "Show or follow log lines."),
         "events": (

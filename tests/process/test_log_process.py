@@ -29,8 +29,10 @@ from streamd.agentproc.broker.reset import reset
 from streamd.errors import Busy, StreamdError
 from streamd.instance import Folder
 from streamd.wire import (
+    AgentInfo,
     Declare,
     Done,
+    GroupInfo,
     LogState,
     Note,
     OutRecord,
@@ -194,6 +196,31 @@ def test_term_empties_the_wal_and_ends_with_0(datadir: Path, folder: Folder) -> 
 
             assert await log.ended() == 0
             assert (datadir / "log.db-wal").stat().st_size == 0
+
+    run(body)
+
+
+def test_lag_is_told_by_agent_and_partition(datadir: Path, folder: Folder) -> None:
+    reader = AgentInfo("proj.read", "read", ["posts"], 1, "retry", "")
+
+    async def body() -> None:
+        async with running_log(datadir, folder) as log:
+            await log.ready()
+            groups = [GroupInfo("read", [reader], [], 1, "")]
+            assert isinstance(await log.link.request(Declare([POSTS], [], groups)), Done)
+            async with open_log(folder, datadir) as client:
+                await client.append([OutRecord("posts", b"k", b"v", 1), *records(2)])
+                through_the_socket = await client.lag()
+            log.process.send_signal(signal.SIGTERM)
+            await log.ended()
+        async with open_log(folder, datadir) as client:
+            in_the_file = await client.lag()
+
+        assert through_the_socket == in_the_file
+        assert [(row.agent, row.partition, row.position, row.end, row.behind)
+                for row in in_the_file] == [
+            ("proj.read", 0, None, 1, 1), ("proj.read", 1, None, 2, 2),
+        ]  # fmt: skip
 
     run(body)
 

@@ -169,6 +169,16 @@ def test_names_in_metrics_are_escaped() -> None:
     assert "streamd_open_pages 2\n" in text
 
 
+def test_lag_on_kafka_is_told_by_partition() -> None:
+    row = {"group": "count", "agent": "p.count", "topic": "in", "partition": 3,
+           "position": None, "end": 7, "behind": 7}  # fmt: skip
+
+    text = metrics.render(snapshot(lag=[row]), 0).decode()
+
+    labels = 'group="count",agent="p.count",topic="in",partition="3"'
+    assert f"streamd_lag_records{{{labels}}} 7\n" in text
+
+
 def test_each_metric_is_described_once_and_before_its_samples() -> None:
     seen: list[str] = []
     for line in metrics.render(snapshot(), 0).decode().splitlines():

@@ -1,0 +1,106 @@
+"""The commands on an app on Kafka, with and without a running instance."""
+
+import sys
+import types
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from confluent_kafka.admin import AdminClient
+from kafka_app import WORDS, Site, eventually, site
+from kafka_clients import unique
+
+import streamd
+from streamd.agentproc.broker import TP
+from streamd.agentproc.broker.kafka import KafkaBroker
+from streamd.agentproc.kafka import topics
+from streamd.agentproc.kafka.standings import Standings
+from streamd.agentproc.kafka.trimming import Trimmer
+from streamd.wire import GroupInfo, Hello
+
+
+@pytest.fixture
+def words(kafka: str) -> Iterator[Site]:
+    """An app that counts words, not started."""
+    with site(WORDS, unique("words"), kafka) as here:
+        yield here
+
+
+def declared(here: Site) -> tuple[KafkaBroker, Hello]:
+    """The app of a site, imported here."""
+    module = types.ModuleType("proj")
+    sys.modules["proj"] = module
+    try:
+        exec((here.place / "proj.py").read_text(), module.__dict__)
+        app: streamd.App = module.__dict__["app"]
+        app.configure({}, None, {})
+        hello = app.hello("proj:app", alone=False)
+    finally:
+        del sys.modules["proj"]
+    return KafkaBroker(app.settings, hello.topics, "elsewhere", patience_s=30), hello
+
+
+def behind(here: Site) -> dict[str, int]:
+    """How far behind each agent is, in all partitions."""
+    found: dict[str, int] = {}
+    for row in here.ask("lag")["lag"]:
+        found[row["label"]] = found.get(row["label"], 0) + row["behind"]
+    return found
+
+
+def test_lag_tells_records_that_were_not_read_with_and_without_an_instance(
+    words: Site,
+) -> None:
+    words.do(["send", f"{words.id}-posts", "-"], "a b a\na\nb\n")
+
+    before = behind(words)
+    words.do("start")
+    eventually(lambda: behind(words) == {"split": 0, "count": 0} and words.count_of("a") == 3)
+    told = eventually(lambda: words.ask("status")["lag"])
+    words.do("stop")
+    words.do(["send", f"{words.id}-posts", "c"])
+
+    assert before == {"split": 3, "count": 0}
+    assert behind(words) == {"split": 1, "count": 0}
+    assert [(row["group"], row["partition"]) for row in told] == [
+        ("split", 0), ("split", 1), ("count", 0), ("count", 1),
+    ]  # fmt: skip
+
+
+def trimmed(here: Site, *further: GroupInfo) -> dict[str, int]:
+    """Trim once; by topic, how many records are gone."""
+    broker, hello = declared(here)
+    standings = Standings(broker, [*hello.groups, *further])
+    try:
+        assert standings.look(30)
+        Trimmer(broker, hello.topics, standings).trim()
+    finally:
+        standings.close()
+    admin = AdminClient(broker.reach)
+    lows = topics.lows(
+        admin, [TP(t.name, p) for t in hello.topics for p in range(t.partitions)]
+    )
+    return {topic.name: sum(at for tp, at in lows.items() if tp.topic == topic.name)
+            for topic in hello.topics}  # fmt: skip
+
+
+def test_what_all_readers_have_done_is_trimmed_and_nothing_else(words: Site) -> None:
+    words.do("start")
+    words.do(["send", f"{words.id}-posts", "-"], 3 * "a b c d e f\n")
+    eventually(lambda: words.count_of("f") == 3)
+    words.do("stop")
+    own, posts = f"{words.id}-proj.count", f"{words.id}-posts"
+    _, hello = declared(words)
+    reader = next(group for group in hello.groups if group.name == "count")
+    late = msgspec.structs.replace(reader, name="late", tables=[])
+
+    kept = trimmed(words, late)
+    gone = trimmed(words)
+    words.do("start")
+    words.do(["send", posts, "a b"])
+    eventually(lambda: words.count_of("b") == 4)
+
+    assert kept[own] == 0, "a group that has no marker has read nothing"
+    assert gone[own] > 0
+    assert gone[posts] == 0, "a named topic is kept by its retention"
+    assert words.count_of("f") == 3
