@@ -21,6 +21,7 @@ from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka.client import KafkaLog
 from streamd.agentproc.kafka.installation import installation
 from streamd.agentproc.kafka.keeping import Keeper
+from streamd.agentproc.kafka.members import describe
 from streamd.agentproc.stacks import write_task_stacks
 from streamd.config import Settings
 from streamd.errors import BrokerError, StreamdError, WireError
@@ -30,6 +31,7 @@ from streamd.wire import (
     Append,
     Appended,
     Declare,
+    Describe,
     Done,
     Failing,
     Fetch,
@@ -87,6 +89,10 @@ class Cluster:
                 return LogTopicsReply(await self._log.topics())
             case Lag():
                 return Lags(await self._log.lag())
+            case Describe():
+                broker = self._log.broker
+                group = f"{broker.settings.id}.{message.group}"
+                return await asyncio.to_thread(describe, broker.admin, group)
         raise WireError(f"unexpected {type(message).__name__} on {link.name}")
 
     async def _declare(self, declared: Declare) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from streamd.agentproc.reads import read_address
 from streamd.errors import StreamdError, TimedOut
+from streamd.instance import Folder
 from streamd.link import Link, LinkLost, connect
 from streamd.tables import ScatteredError
 from streamd.wire import (
@@ -53,6 +54,8 @@ class RemoteTables:
             tables: The group of each table.
         """
         self._runtime_dir = Path(runtime_dir)
+        # There only where other hosts may have what no process here has.
+        self._gateway = Folder(self._runtime_dir).gateway_path
         self._groups = groups
         self._tables = tables
         self._deadline_s = deadline_s
@@ -135,6 +138,10 @@ class RemoteTables:
         owners = self.owners_of(table, partition)
         if not owners:
             raise TimedOut(f"no process has {table}[{partition}]", remedy="streamd status")
+        if partition < 0 and self._has_gateway():
+            # It knows whether other hosts have a part of the table.
+            gateway = str(self._gateway)
+            owners.append(Owner(self._tables[table], "the gateway", gateway, -1, 0, [], []))
         return owners
 
     def _ask(self, owner: Owner, request: Lookup, deadline: float) -> Message:
@@ -187,14 +194,25 @@ class RemoteTables:
         """Where to ask, again and again: the owner, then the others of its group.
 
         The group may have got another number of processes, and word of it may not have come:
-        not to a loop that waits for this answer. Who does not have the partition says so.
+        not to a loop that waits for this answer. Who does not have the partition says so. What
+        nobody here is known to have may be on another host, which the gateway asks.
         """
         others = f"{glob.escape(owner.group)}#*.sock"
+        gateway = str(self._gateway)
+        if request.partition < 0:
+            while True:
+                yield gateway if owner.address == gateway else read_address(owner.address)
+        if request.partition not in (*owner.active, *owner.recovering) and self._has_gateway():
+            yield gateway
         while True:
             yield read_address(owner.address)
-            if request.partition >= 0:
-                for path in sorted(self._runtime_dir.glob(others)):
-                    yield read_address(str(path))
+            for path in sorted(self._runtime_dir.glob(others)):
+                yield read_address(str(path))
+            if self._has_gateway():
+                yield gateway
+
+    def _has_gateway(self) -> bool:
+        return self._gateway.exists()
 
     async def _link(self, address: str) -> Link:
         connecting = self._links.get(address)

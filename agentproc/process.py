@@ -260,6 +260,8 @@ class Process:
         for table in app.tables.values():
             if table.group not in self._engines:
                 table.look_elsewhere(remote, place_of(app, table))
+            else:
+                table.remote = remote  # another process of the group may have a key
         return remote
 
     async def _run_engine(self, engine: Engine) -> None:
@@ -448,7 +450,8 @@ def make_broker(app: App, plan: Plan) -> Broker:
             # Processes on the embedded log need none of it.
             from streamd.agentproc.broker.kafka import KafkaBroker  # noqa: PLC0415
 
-            return KafkaBroker(settings, app.topic_infos(), installation(Path(plan.datadir)))
+            home = installation(Path(plan.datadir))
+            return KafkaBroker(settings, app.topic_infos(), home, gateway=plan.gateway)
         case _:
             raise ConfigError(
                 f"the broker is {settings.broker!r}, and this version has none for {kind}",

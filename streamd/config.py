@@ -289,6 +289,13 @@ class Settings:
         "How long Kafka waits for a silent member before others take over.",
     )
 
+    broker_group_protocol = Setting(
+        choice("classic", "consumer"),
+        "classic",
+        "How Kafka shares partitions among processes: classic, in which a process that is "
+        "replaced has its own again at once; or consumer, that of KIP-848, from Kafka 4.0 on.",
+    )
+
     # Processes.
     grace = Setting(
         DURATION, "30s", "How long a warm stop may take; then what still runs is cancelled."

@@ -167,6 +167,7 @@ class Folder:
         self.control_path = path / "control.sock"
         self.record_path = path / "instance.json"
         self.log_path = path / "log.sock"
+        self.gateway_path = path / "web.sock"
 
     @classmethod
     def of(cls, name: str) -> "Folder":

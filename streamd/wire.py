@@ -225,6 +225,7 @@ class Plan(Message):
     canary: bool = False  # open the stores, say Ready, take nothing, end with 0
     waits: bool = False  # its tasks, timers and cron jobs start at `Begin`, not at once
     early: bool = False  # the log is not there yet: nothing of it is opened before `Open`
+    gateway: str = ""  # "host:port" at which other hosts reach this one's pages; "": nowhere
 
 
 class Fork(Message):
@@ -540,6 +541,41 @@ class LogState(Message):
     holder_s: float = 0.0
 
 
+# Anybody → the log's socket (Kafka).
+
+
+class Describe(Message):
+    """Who has what of a group, on all hosts, as the cluster says → `Described`."""
+
+    group: str
+
+
+class Member(Message):
+    """A process of any host."""
+
+    name: str  # its client id
+    gateway: str  # of its host; "": it cannot be asked from elsewhere
+    partitions: list[int]
+
+
+class Described(Message):
+    members: list[Member]
+    settled: bool  # False: partitions are being given to others, nobody is said to have any
+
+
+# Gateway → the gateway of another host, by HTTP.
+
+
+class Hop(Message):
+    """Ask the process of your host that has a partition of a group → its answer, a frame."""
+
+    app_id: str
+    gateway: str  # who is asked
+    group: str
+    partition: int
+    request: bytes  # a frame: a `PageRequest` or a question about a table
+
+
 # The web process, over its link to the master.
 
 
@@ -551,6 +587,8 @@ class Site(Message):
     routes: list[RouteInfo]
     tables: list[TableInfo]
     settings: dict[str, Any]
+    gateway: str = ""  # see `Plan`
+    runtime_dir: str = ""
 
 
 class Snapshot(Message):
@@ -579,7 +617,7 @@ ANY = (
     | PageRequest | PageReply | Moved | Unavailable | Lookup | LookupText | Found | Missing
     | RouteKey | RoutedKey | Scan | Scanned | Append | Appended | LogTopics | LogTopicsReply
     | Declare | Fetch | Fetched | Begin | Open | Site | Snapshot | Command | Document
-    | LogState | Lag | Lags
+    | LogState | Lag | Lags | Describe | Described | Hop
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -599,6 +637,18 @@ def encode_frame(id: int, message: Message) -> bytes:
             f"({MAX_FRAME_BYTES} bytes)"
         )
     return len(body).to_bytes(4, "big") + body
+
+
+def decode_frame(data: bytes) -> Message:
+    """The message of one whole frame.
+
+    Raises:
+        WireError: It is no frame, or has more or less than one.
+    """
+    messages = [message for _, message in FrameReader().feed(data)]
+    if len(messages) != 1:
+        raise WireError(f"{len(data)} bytes are {len(messages)} whole frames; expected 1")
+    return messages[0]
 
 
 class FrameReader:

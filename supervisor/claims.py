@@ -210,6 +210,26 @@ def _instance_at(port: int) -> str | None:
     return None
 
 
+def gateway_of(listener: socket.socket, web_host: str) -> str:
+    """`host:port` by which other hosts reach it; "" for a Unix socket.
+
+    Args:
+        web_host: The name to use, with or without a port of its own; "": the address that is
+            listened on, or this host's name where that is all of them.
+    """
+    if listener.family == socket.AF_UNIX:
+        return ""
+    address, port = listener.getsockname()[:2]
+    if web_host:
+        name, colon, given = web_host.rpartition(":")
+        if colon and given.isdigit() and (":" not in name or name.endswith("]")):
+            return web_host
+        address = web_host.strip("[]")
+    elif address in ("0.0.0.0", "::"):
+        address = socket.gethostname()
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def url_of(listener: socket.socket) -> str:
     """Where a browser finds it."""
     if listener.family == socket.AF_UNIX:

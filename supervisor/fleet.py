@@ -132,6 +132,7 @@ class Fleet:
         self.codes = [self.code]  # and, during a reload, the other one
         self.settings: Settings | None = None
         self.web_listener: socket.socket | None = None
+        self.gateway = ""  # where other hosts reach the web process
         self.restarting = True  # False: what ends stays down
         self.ended_cold: list[str] = []  # agent processes that did not end by themselves
         self.suspects: dict[str, Suspects] = {}  # group -> events that took it down
@@ -385,6 +386,7 @@ class Fleet:
             canary=child.kind == "canary",
             waits=not self._operational,
             early=not self._log_is_there,
+            gateway=self.gateway,
         )
 
     def let_open(self) -> None:
@@ -605,7 +607,15 @@ class Fleet:
             return
         hello = self.hello
         web.run.link.send(
-            Site(hello.app_id, self._spec.name, hello.routes, hello.tables, hello.settings)
+            Site(
+                hello.app_id,
+                self._spec.name,
+                hello.routes,
+                hello.tables,
+                hello.settings,
+                self.gateway,
+                str(self._folder.path),
+            )
         )
         web.run.link.send(self.owners.frame())
 

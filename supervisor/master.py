@@ -404,6 +404,7 @@ class Master:
                 listener = claims.claim_port(settings.web_bind, settings.web_port)
             self.fleet.web_listener = listener
             web = claims.url_of(listener)
+            self.fleet.gateway = claims.gateway_of(listener, settings.web_host)
         for name, needless in self._listeners.items():
             log.warning("the socket %r of systemd serves nothing here: it is closed", name)
             needless.close()

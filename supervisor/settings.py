@@ -19,6 +19,7 @@ class Settings:
     web_enabled: bool
     web_bind: str
     web_port: int
+    web_host: str  # "": by the address that is listened on
     start_limit_s: float
     strategy: Strategy
     fatal_retry_s: float  # 0: never
@@ -39,6 +40,7 @@ class Settings:
             bool(given["web_enabled"]),
             str(given["web_bind"]),
             int(given["web_port"]),
+            str(given["web_host"] or ""),
             float(given["start_limit"]),
             Strategy(given["strategy"]),
             float(given["fatal_retry"]),

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import uvloop
 
-from streamd.link import Answer, Link, adopt
+from streamd.instance import Folder
+from streamd.link import Answer, Link, adopt, serve
 from streamd.log import setup_child_logging
 from streamd.webgw.fleet import Fleet
 from streamd.webgw.gateway import Gateway
@@ -38,9 +39,18 @@ async def run(link_fd: int, listen_fd: int) -> int:
     pages = Pages(fleet, hub)
     stop = asyncio.Event()
 
+    servers: list[asyncio.Server] = []
+
+    async def serve_agents(site: Site) -> None:
+        """Take look-ups of this host's agents for what other hosts have."""
+        if fleet.hosts.are_there and not servers:
+            address = Folder(Path(site.runtime_dir)).gateway_path
+            servers.append(await serve(address, "an agent process", pages.hops.from_agent))
+
     async def take(link: Link, message: Message) -> Answer:
         if isinstance(message, Site):
             fleet.take_site(message)
+            await serve_agents(message)
         elif isinstance(message, Owners):
             fleet.take_owners(message)
         elif isinstance(message, Snapshot):

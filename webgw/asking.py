@@ -11,6 +11,7 @@ from typing import TypeVar
 from streamd.errors import StreamdError
 from streamd.link import LinkLost
 from streamd.webgw.fleet import Fleet, NotReached
+from streamd.webgw.hosts import NoSecret
 from streamd.webgw.owners import route_partition
 from streamd.webgw.replies import HttpError, not_now
 from streamd.wire import (
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 # How long a request waits for its key's next owner before it is tried once more.
 RETRY_WAIT_S = 1.0
+
+ONE_PARTITION = "group_by, or an agent that is sent to with key=, puts a key into one partition"
 
 
 class NotDone(Exception):
@@ -58,6 +61,7 @@ async def twice(fleet: Fleet, attempt: Callable[[], Awaitable[T]]) -> T:
         return await attempt()
     except NotDone as error:
         wait_s = min(RETRY_WAIT_S, error.wait_s)
+        fleet.hosts.doubt()
     await fleet.wait_owners(known, wait_s)
     try:
         return await attempt()
@@ -142,7 +146,8 @@ async def holder_of(fleet: Fleet, table: TableInfo, text: str) -> tuple[Owner, i
     """
     partition = await partition_of(fleet, table, text)
     if not fleet.owners.is_scattered(table.name):
-        return owner_of(fleet, table.group, partition), partition
+        return await owner_of(fleet, table.group, partition), partition
+    await _check_all_here(fleet, table)
     members = fleet.owners.members(table.group)
     question = LookupText(table.name, text, -1)
     try:
@@ -158,7 +163,20 @@ async def holder_of(fleet: Fleet, table: TableInfo, text: str) -> tuple[Owner, i
     ]
     if len(found) > 1:
         raise several(table, text)
-    return found[0] if found else (owner_of(fleet, table.group, partition), partition)
+    if found:
+        return found[0]
+    return await owner_of(fleet, table.group, partition), partition
+
+
+async def _check_all_here(fleet: Fleet, table: TableInfo) -> None:
+    """See that no other host may have a key that could be in any partition."""
+    if elsewhere := await fleet.hosts.elsewhere(table.group):
+        raise not_now(
+            "scattered",
+            f"{table.name} has keys outside of the partition they hash to, and other hosts "
+            f"have {len(elsewhere)} of its partitions",
+            hint=ONE_PARTITION,
+        )
 
 
 def several(table: TableInfo, text: str) -> HttpError:
@@ -167,15 +185,16 @@ def several(table: TableInfo, text: str) -> HttpError:
         409,
         "scattered",
         f"{text!r} has a value in several partitions of {table.name}",
-        hint="group_by, or an agent that is sent to with key=, puts a key into one partition",
+        hint=ONE_PARTITION,
     )
 
 
-def owner_of(fleet: Fleet, group: str, partition: int) -> Owner:
-    """The process that has the partition.
+async def owner_of(fleet: Fleet, group: str, partition: int) -> Owner:
+    """The process that has the partition, or the gateway of its host.
 
     Raises:
         NotDone: Nobody has it now.
+        HttpError: Another host has it, which may not be asked.
     """
     owner = fleet.owners.owner(group, partition)
     if owner is not None:
@@ -188,6 +207,12 @@ def owner_of(fleet: Fleet, group: str, partition: int) -> Owner:
                 f"{next_owner.process} recovers partition {partition} of {group}",
             )
         )
+    try:
+        host = await fleet.hosts.owner(group, partition)
+    except NoSecret as error:
+        raise not_now("no_token", str(error), hint=error.remedy) from error
+    if host is not None:
+        return host
     raise NotDone(not_now("no_owner", f"no process has partition {partition} of {group} now"))
 
 

@@ -10,12 +10,23 @@ from typing import Any
 
 import msgspec
 
-from streamd.errors import TimedOut
+from streamd.errors import StreamdError, TimedOut
 from streamd.link import Link, LinkLost, connect
+from streamd.webgw.client import Unreachable
+from streamd.webgw.hosts import SCHEME, Hosts
 from streamd.webgw.options import WebOptions
 from streamd.webgw.owners import OwnerMap
 from streamd.webgw.routes import RouteTable
-from streamd.wire import Message, Owner, Owners, RouteInfo, Site, Snapshot, TableInfo
+from streamd.wire import (
+    Message,
+    Owner,
+    Owners,
+    Refusal,
+    RouteInfo,
+    Site,
+    Snapshot,
+    TableInfo,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +46,7 @@ class Fleet:
         self.route_infos: list[RouteInfo] = []
         self.tables: dict[str, TableInfo] = {}
         self.owners = OwnerMap()
+        self.hosts = Hosts(lambda: self.options.token)
         self.snapshot: dict[str, Any] | None = None
         self.snapshot_json = b""
         self.snapshot_at = 0.0  # monotonic
@@ -54,6 +66,7 @@ class Fleet:
         self.tables = {table.name: table for table in site.tables}
         self.app_id = site.app_id
         self.instance = site.instance
+        self.hosts.take_site(site)
         self.told.set()
 
     def take_owners(self, owners: Owners) -> None:
@@ -80,7 +93,7 @@ class Fleet:
             return
 
     async def ask(self, owner: Owner, message: Message, timeout_s: float | None) -> Message:
-        """Ask a process of the fleet.
+        """Ask a process of the fleet, or the gateway of another host.
 
         Raises:
             NotReached: Nobody listens at its address; the request was not sent.
@@ -90,12 +103,23 @@ class Fleet:
         """
         try:
             async with asyncio.timeout(timeout_s):
+                if owner.address.startswith(SCHEME):
+                    return await self._ask_host(owner, message)
                 link = await self._link(owner)
                 return await link.request(message)
         except TimeoutError:
             raise TimedOut(
                 f"{owner.process} did not answer {type(message).__name__} in {timeout_s:g} s"
             ) from None
+
+    async def _ask_host(self, owner: Owner, message: Message) -> Message:
+        try:
+            answer = await self.hosts.ask(owner, message)
+        except Unreachable as error:
+            raise NotReached(str(error)) from error
+        if isinstance(answer, Refusal):
+            raise StreamdError(answer.message, seen=answer.seen, remedy=answer.remedy)
+        return answer
 
     async def _link(self, owner: Owner) -> Link:
         async with self._connecting.setdefault(owner.address, asyncio.Lock()):

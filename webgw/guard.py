@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streamd.webgw.options import WebOptions, may_be_called
+from streamd.webgw.hosts import HOP_PATH
+from streamd.webgw.options import FRAME_ROOM_BYTES, WebOptions, may_be_called
 from streamd.webgw.replies import HttpError, refuse
 
 log = logging.getLogger(__name__)
@@ -106,8 +107,11 @@ def check(scope: Scope, options: WebOptions) -> None:
     if "h2c" in by_name.get(b"upgrade", "").lower():
         raise HttpError(400, "no_upgrade", "this port does not upgrade to h2c", close=True)
     length = by_name.get(b"content-length", "0")
-    if length.isdigit() and int(length) > options.max_body_bytes:
-        raise too_large(options.max_body_bytes)
+    limit_bytes = options.max_body_bytes
+    if raw_path == HOP_PATH.encode():
+        limit_bytes += FRAME_ROOM_BYTES  # another host's request for a page, body and head
+    if length.isdigit() and int(length) > limit_bytes:
+        raise too_large(limit_bytes)
     _check_origin(scope["method"], by_name, options)
 
 

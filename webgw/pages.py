@@ -26,6 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamd.webgw import charts, metrics
 from streamd.webgw.asking import ask, holder_of, owner_of, partition_of, twice, unexpected
 from streamd.webgw.fleet import Fleet
+from streamd.webgw.hops import Hops
+from streamd.webgw.hosts import HOP_PATH
 from streamd.webgw.live import Hub
 from streamd.webgw.overview import Overview, Trend, view_of
 from streamd.webgw.replies import SECURITY_HEADERS, HttpError, json_reply, not_now, reply
@@ -57,6 +59,7 @@ class Pages:
     def __init__(self, fleet: Fleet, hub: Hub) -> None:
         self._fleet = fleet
         self._hub = hub
+        self.hops = Hops(fleet)
         self._trend = Trend()
         self._files = _static_files()
         self._templates = jinja2.Environment(
@@ -90,6 +93,7 @@ class Pages:
             "/router/{name}/{key:path}/": self.router_key,
         }
         routes = [Route("/streamd/events", self.events), Route("/favicon.ico", self.icon)]
+        routes.append(Route(HOP_PATH, self.hops.from_host, methods=["POST"]))
         routes.append(Route("/streamd/static/{name}", self.static))
         for prefix in ("/streamd", ""):
             routes += [Route(prefix + path, page) for path, page in pages.items()]
@@ -255,7 +259,7 @@ class Pages:
 
         async def attempt() -> dict[str, Any]:
             partition = await partition_of(self._fleet, table, key)
-            owner = owner_of(self._fleet, table.group, partition)
+            owner = await owner_of(self._fleet, table.group, partition)
             return {
                 "table": table.name, "key": key, "partition": partition, "group": owner.group,
                 "process": owner.process,

@@ -26,7 +26,7 @@ from streamd.agentproc.broker import (
     Subscription,
     TableChange,
 )
-from streamd.agentproc.kafka import declaring, options, topics
+from streamd.agentproc.kafka import declaring, members, options, topics
 from streamd.agentproc.kafka.appending import Appender
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.markers import (
@@ -66,6 +66,7 @@ class KafkaBroker:
         declared: What the app names; other topics are made with the default partitions.
         installation: Tells this data directory's members from another host's.
         patience_s: How long to wait for a cluster that is away; None: for ever.
+        gateway: Where other hosts reach this one's pages.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class KafkaBroker:
         declared: list[TopicInfo],
         installation: str,
         patience_s: float | None = None,
+        gateway: str = "",
     ) -> None:
         self.settings = settings
         self.traces = settings.processing_guarantee == "at_least_once"
         self.installation = installation
+        self.gateway = gateway
         self.reach = options.connection(settings)
         self.health = Health(self.reach["bootstrap.servers"])
         self.reach["error_cb"] = self.health.on_error
@@ -244,6 +247,12 @@ class KafkaSession:
             bound_s=self._broker.settings.grace,
         )
         self._poller.start()
+        if broker.settings.broker_group_protocol == "consumer":
+            await members.wait_to_join(
+                broker.admin, self._group, self._name(), self._opened, broker.health
+            )
+            if not self._opened.done():
+                await self._gain(set())  # it is a member, of more than there are partitions
         await self._opened
 
     def _prepare(self) -> None:
@@ -279,14 +288,18 @@ class KafkaSession:
         sub = self._subscription
         return f"{sub.app_id}/{sub.group}/{self._broker.installation}/{sub.slot}"
 
+    def _name(self) -> str:
+        sub = self._subscription
+        return members.client_id(self._broker.gateway, sub.group, sub.slot)
+
     def _member_options(self, together: bool) -> options.Options:
-        session_ms = int(self._broker.settings.broker_session_timeout * 1000)
+        broker = self._broker
+        session_ms = int(broker.settings.broker_session_timeout * 1000)
+        reach = {**broker.reach, "client.id": self._name()}
+        if broker.settings.broker_group_protocol == "consumer":
+            return options.dynamic_member(reach, self._group, together=together)
         return options.member(
-            self._broker.reach,
-            self._group,
-            self._member_id(),
-            session_ms=session_ms,
-            together=together,
+            reach, self._group, self._member_id(), session_ms=session_ms, together=together
         )
 
     # Partitions come and go.

@@ -51,17 +51,37 @@ def member(
         together: The partitions of one number go to one member, whatever their topic.
     """
     return {
+        **_any_member(reach, group),
+        "group.instance.id": instance,
+        "partition.assignment.strategy": "range" if together else "cooperative-sticky",
+        "session.timeout.ms": session_ms,
+        "heartbeat.interval.ms": max(100, min(1000, session_ms // 10)),
+    }
+
+
+def dynamic_member(reach: Options, group: str, *, together: bool) -> Options:
+    """The same by the protocol of KIP-848, in which the cluster assigns, and says itself how
+    long a session is.
+
+    Not static: the cluster would refuse the successor of a member that was killed until its
+    session has ended.
+    """
+    return {
+        **_any_member(reach, group),
+        "group.protocol": "consumer",
+        "group.remote.assignor": "range" if together else "uniform",
+    }
+
+
+def _any_member(reach: Options, group: str) -> Options:
+    return {
         **reach,
         "group.id": group,
-        "group.instance.id": instance,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         # A position is ours, always: where it cannot be read from, somebody must know.
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
-        "partition.assignment.strategy": "range" if together else "cooperative-sticky",
-        "session.timeout.ms": session_ms,
-        "heartbeat.interval.ms": max(100, min(1000, session_ms // 10)),
         "max.poll.interval.ms": POLL_INTERVAL_MS,
         "enable.partition.eof": True,
         "fetch.queue.backoff.ms": 1,

@@ -73,7 +73,8 @@ class Poller(threading.Thread):
         silent: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(name=name, daemon=True)
-        self._together = options["partition.assignment.strategy"] == "range"
+        # By the protocol of KIP-848 partitions come and go one by one, whoever assigns them.
+        self._together = options.get("partition.assignment.strategy") == "range"
         self._consumer = Consumer(
             {**options, "error_cb": self._problem, "stats_cb": self._statistics}
         )

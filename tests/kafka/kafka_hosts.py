@@ -45,6 +45,7 @@ class Host:
     def __init__(self, place: Path, source: str, options: str = "") -> None:
         self.place = place
         self.options = options.split()
+        self.expected: dict[str, int] = {}
         self.environment = {
             **{name: text for name, text in os.environ.items() if "STREAMD_" not in name},
             "PYTHONPATH": str(REPOSITORY),

@@ -120,6 +120,11 @@ EFFECTS = {
         "settings.broker_session_timeout",
         KAFKA,
     ),
+    "broker_group_protocol": (
+        "agentproc/broker/kafka.py",
+        "settings.broker_group_protocol",
+        "test_hosts_share_and_give_back_by_the_protocol_in_which_the_cluster_assigns",
+    ),
     "grace": (
         "supervisor/settings.py",
         'given["grace"]',
