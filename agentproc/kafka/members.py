@@ -77,7 +77,10 @@ async def wait_to_join(
         if health.is_away:
             deadline = time.monotonic() + JOIN_S
             continue
-        found = await asyncio.to_thread(describe, admin, group)
+        try:
+            found = await asyncio.to_thread(describe, admin, group)
+        except BrokerError:
+            found = Described([], settled=False)  # a group that nobody is in yet
         mine = [member for member in found.members if member.name == name]
         if mine and found.settled and not mine[0].partitions:
             return
