@@ -10,7 +10,6 @@ import glob
 import itertools
 import logging
 import os
-import random
 import signal
 import socket
 import time
@@ -26,14 +25,13 @@ from streamd.errors import StreamdError
 from streamd.failpoints import failpoint
 from streamd.instance import Folder, StartSpec
 from streamd.link import Answer, Link, LinkLost, adopt
-from streamd.supervisor import policy, stacks
 from streamd.supervisor.child import Child, Run, identity_of, spawn
+from streamd.supervisor.ends import Ends
 from streamd.supervisor.logpipe import LogPipe
 from streamd.supervisor.logs import Logs
-from streamd.supervisor.oom import KernelKills
 from streamd.supervisor.owners import OwnerMap
 from streamd.supervisor.pages import BeatPage, DumpFile
-from streamd.supervisor.policy import Ending, Exit, HangWatch, RestartType, Suspects
+from streamd.supervisor.policy import Ending, HangWatch
 from streamd.supervisor.reaper import Reaper
 from streamd.supervisor.registry import Kind, Registry
 from streamd.supervisor.settings import Settings
@@ -78,19 +76,12 @@ OWNERS_S = 0.0005  # times the number of processes: how long changes of owners a
 OWNERS_MAX_S = 0.05
 OOM_SCORE = 500  # of an agent process
 SILENCE_S = 3.0  # of who shows a sign of life each second: no shorter silence is a hang
-LAST_LINES = 10  # of the log of a process that is given up
 
 ZYGOTE = "zygote"
 NEXT_ZYGOTE = "zygote-new"  # while a reload is under way
 LAST_ZYGOTE = "zygote-old"  # until it has ended
 
 KINDS = ("zygote", "log", "canary", "agent", "web")  # the order of the children
-
-OF_ENDING = {
-    Ending.OUTSIDE: " from outside",
-    Ending.OUT_OF_MEMORY: ": out of memory",
-    Ending.EARLY: ", which nobody had asked it to",
-}
 
 
 @dataclass(slots=True)
@@ -135,7 +126,6 @@ class Fleet:
         self.gateway = ""  # where other hosts reach the web process
         self.restarting = True  # False: what ends stays down
         self.ended_cold: list[str] = []  # agent processes that did not end by themselves
-        self.suspects: dict[str, Suspects] = {}  # group -> events that took it down
         self._spec = spec
         self._folder = folder
         self._logs = logs
@@ -144,14 +134,12 @@ class Fleet:
         self._declared: Declare | None = None  # what the log was told last
         self._fork_ids = itertools.count(1)
         self._forks: dict[int, PendingFork] = {}  # asked for, not told yet
-        self._runs: dict[Link, tuple[Child, Run]] = {}
+        self.runs: dict[Link, tuple[Child, Run]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._kernel_kills = KernelKills()
         # Held by who ends processes to start others in their places: two of them at once would
         # wait for an end that the other has followed by a start already.
         self.exchanging = asyncio.Lock()
-        self._together_over = asyncio.Event()  # no strategy restarts others with one that died
-        self._together_over.set()
+        self.ends = Ends(self, spec, logs, registry)
         self._operational = False  # the start is done: what runs by the clock runs
         self._log_is_there = False  # once; later it may be restarting
         self._owners_timer: asyncio.TimerHandle | None = None
@@ -171,6 +159,13 @@ class Fleet:
     def of_group(self, group: str) -> list[Child]:
         """The agent processes that are named after this group."""
         return [child for child in self.agents if child.group == group]
+
+    def group_info(self, child: Child) -> GroupInfo | None:
+        """What the app says about the group of an agent process; None: it runs all groups."""
+        hello = (child.code or self.code).hello
+        if child.kind != "agent" or hello is None or self._spec.mode == "worker":
+            return None
+        return next((group for group in hello.groups if group.name == child.group), None)
 
     def add(self, name: str, kind: str, group: str = "") -> Child:
         """Make a place for a process; it is STOPPED."""
@@ -243,7 +238,7 @@ class Fleet:
         if self.code.is_lost and self.restarting:
             self.start(self.code.child)
 
-    def _code_of(self, zygote: Child) -> Code:
+    def code_of(self, zygote: Child) -> Code:
         return next(code for code in self.codes if code.child is zygote)
 
     # Starting.
@@ -272,7 +267,7 @@ class Fleet:
             self._start_failed(child, f"could not be started: {error.strerror}")
 
     def _start_zygote(self, child: Child) -> None:
-        code = self._code_of(child)
+        code = self.code_of(child)
         ours, theirs = socket.socketpair()
         logs = LogPipe(child.name, self._logs)
         pid = spawn([str(ZYGOTE_SCRIPT)], [], theirs, logs)
@@ -309,7 +304,7 @@ class Fleet:
         assert self.settings is not None
         limit_s = self.settings.hang_limit_s
         run.hangs = HangWatch(max(limit_s, SILENCE_S) if limit_s > 0.0 else 0.0)
-        self._runs[link] = (child, run)
+        self.runs[link] = (child, run)
 
     async def _ask_fork(self, child: Child) -> None:
         with contextlib.ExitStack() as made:  # given back where the next cannot be made
@@ -324,7 +319,7 @@ class Fleet:
                 return
             if not code.is_ready or code.link is None:
                 if code.is_lost:
-                    self._start_without(child, code)
+                    self.start_without(child, code)
                 else:
                     code.waiting.append(child)
                 return
@@ -349,7 +344,7 @@ class Fleet:
         theirs.close()
         logs.close_write_end()
 
-    def _start_without(self, child: Child, code: Code) -> None:
+    def start_without(self, child: Child, code: Code) -> None:
         """Its code is gone with its zygote: take the new one, where that is the other."""
         if code is self.code and self.code is not self.codes[-1]:
             child.code = self.codes[-1]
@@ -370,8 +365,8 @@ class Fleet:
         parked = [
             suspect
             for group in groups
-            if group.group in self.suspects
-            for suspect in self.suspects[group.group].parked
+            if group.group in self.ends.suspects
+            for suspect in self.ends.suspects[group.group].parked
         ]
         return Plan(
             process=child.name,
@@ -413,7 +408,7 @@ class Fleet:
 
     def _began(self, child: Child, pid: int, logs: LogPipe) -> Run:
         logs.pid = pid
-        pidfd = self.reaper.watch(pid, lambda exit: self._on_exit(child, exit))
+        pidfd = self.reaper.watch(pid, lambda exit: self.ends.on_exit(child, exit))
         run = Run(pid, pidfd, identity_of(pid), logs)
         child.run = run
         child.starts += 1
@@ -430,7 +425,7 @@ class Fleet:
             child.move(Event.EXIT)
             return
         child.move(Event.EXIT)
-        self._decide(child, Ending.DEPENDENCY, who=child.name, uptime_s=0.0, settled=0)
+        self.ends.decide(child, Ending.DEPENDENCY, who=child.name, uptime_s=0.0, settled=0)
 
     # Messages.
 
@@ -502,7 +497,7 @@ class Fleet:
         yield_to_others(run.pid, info.nice if info is not None else 0)
         assert self.settings is not None
         run.hangs = HangWatch(self.settings.hang_limit_s)
-        self._runs[fork.link] = (fork.child, run)
+        self.runs[fork.link] = (fork.child, run)
         fork.link.send(self.owners.frame())
         if self._operational and fork.plan.waits:
             # It was on its way when everything else ran.
@@ -528,12 +523,12 @@ class Fleet:
             code.child.run.signal(signal.SIGTERM)
 
     async def _on_message(self, link: Link, message: Message) -> Answer:
-        if link not in self._runs:
+        if link not in self.runs:
             # The process was faster than the word of its birth.
-            self._read_pending()
-        if link not in self._runs:
+            self.read_pending()
+        if link not in self.runs:
             return None
-        child, run = self._runs[link]
+        child, run = self.runs[link]
         run.heard_at = time.monotonic()
         match message:
             case LogState():
@@ -659,241 +654,6 @@ class Fleet:
         self._registry.note(level, kind, text, process)
         log.log(logging.getLevelNamesMapping().get(level.upper(), logging.INFO), "%s", text)
 
-    # Ends.
-
-    def _on_exit(self, child: Child, exit: Exit) -> None:
-        assert child.run is not None
-        child.run.pidfd = -1
-        self.spawn_task(self._bury(child, child.run, exit), f"bury {child.name}")
-
-    async def _bury(self, child: Child, run: Run, exit: Exit) -> None:
-        if run.link is not None:
-            # It has ended: whatever it has said is in the socket by now.
-            await run.link.drain()
-            self._runs.pop(run.link, None)
-        failpoint("master.on-exit")
-        child.run = None
-        place = run.page.place if run.page is not None else None
-        settled, uptime_s = run.settled, time.monotonic() - run.started_at
-        stack = stacks.last_stack(run.dump.read()) if run.dump is not None else ""
-        run.close()
-        if child.kind == "zygote":
-            self._read_pending()
-        if run.stats is not None:
-            child.totals.add(run.stats)
-        child.failing = run.failing or child.failing
-        child.exit_code = exit.code if exit.code is not None else 128 + (exit.signal or 0)
-        child.last_exit = str(exit) + (f" ({run.killed_for})" if run.killed_for else "")
-        self._registry.ended(child.name, child.last_exit)
-        if self.owners.drop(child.name):
-            self.tell_owners()
-        if child.state is State.STOPPING:
-            child.move(Event.EXIT)
-            log.info("%s (pid %d) %s", child.name, run.pid, child.last_exit)
-            if run.killed_as is Ending.HANG and child.kind == "agent" and not self.restarting:
-                self.ended_cold.append(child.name)
-            return
-        child.move(Event.EXIT)
-        if child.kind == "zygote" and not (code := self._code_of(child)).imported.done():
-            code.imported.set_exception(
-                StreamdError(
-                    f"the process that imports {self._spec.app} {child.last_exit} "
-                    "before it was done"
-                )
-            )
-        ending = run.killed_as or policy.classify(
-            exit,
-            out_of_memory=exit.signal == signal.SIGKILL
-            and self._kernel_kills.take(time.monotonic()),
-        )
-        child.last_exit += OF_ENDING.get(ending, "")
-        if ending is Ending.OUT_OF_MEMORY and not self._kernel_kills.is_sure:
-            child.last_exit += "?"
-        rehearsed = child.kind == "canary" and exit.code == 0
-        level = logging.INFO if rehearsed else logging.WARNING
-        log.log(level, "%s (pid %d) %s", child.name, run.pid, child.last_exit)
-        if stack:
-            where = stacks.guilty(stack) or "no Python code"
-            log.error("%s ended in %s:\n%s", child.name, where, stack)
-        if run.failing is not None:
-            log.error("%s: %s", child.name, run.failing.message)
-        if run.plan is not None and child.kind == "agent" and policy.is_crash(ending):
-            self._suspect(child, run.plan, place)
-        child.careful = policy.is_crash(ending) or (child.careful and settled == 0)
-        if run.killed_as is Ending.HANG and child.kind != "zygote":
-            child.hangs += 1
-        who = f"{child.name} (pid {run.pid})"
-        self._decide(child, ending, who=who, uptime_s=uptime_s, settled=settled)
-
-    def _decide(
-        self, child: Child, ending: Ending, *, who: str, uptime_s: float, settled: int
-    ) -> None:
-        """Say what becomes of a child that ended; `who` names the process that it was."""
-        if child.kind == "canary" or (child.kind == "zygote" and len(self.codes) > 1):
-            child.move(Event.STOP)
-            for code in self.codes:
-                if code.is_lost:
-                    waiting, code.waiting = code.waiting, []
-                    for each in waiting:
-                        self._start_without(each, code)
-            return
-        decision = child.budget.decide(
-            ending,
-            now=time.monotonic(),
-            uptime_s=uptime_s,
-            settled=settled,
-            random=random.random(),
-            type=self.restart_type(child),
-        )
-        kind: Kind = "memory" if ending is Ending.OUT_OF_MEMORY else "restart"
-        ended = f"{who} {child.last_exit}"
-        if not self.restarting:
-            child.move(Event.STOP)
-        elif decision.done:
-            child.move(Event.STOP)
-            log.info("%s is not restarted: %s", child.name, decision.reason)
-            text = f"{ended}; it is not restarted: {decision.reason}"
-            self._registry.note("INFO", "exit", text, child.name)
-        elif not decision.restart:
-            self._give_up(child, decision, time.time() - uptime_s)
-        elif (others := self._dying_with(child)) and self._together_over.is_set():
-            child.move(Event.DELAY)
-            self._together_over.clear()
-            names = ", ".join(other.name for other in others)
-            log.warning("%s died; restarted with it: %s", child.name, names)
-            text = f"{ended}; restarted with it, since strategy says so: {names}"
-            self._registry.note("WARNING", kind, text, child.name)
-            self.spawn_task(
-                self._restart_together(child, decision.delay_s),
-                f"restart with {child.name}",
-            )
-        elif decision.delay_s == 0.0:
-            text = f"{ended}; restarted at once: {decision.reason}"
-            self._registry.note("WARNING", kind, text, child.name)
-            child.restarts += 1
-            self.start(child, Event.RESTART)
-        else:
-            text = f"{ended}; restarted in {decision.delay_s:.1f} s: {decision.reason}"
-            self._registry.note("WARNING", kind, text, child.name)
-            child.move(Event.DELAY)
-            log.warning(
-                "%s is restarted in %.1f s (%s)", child.name, decision.delay_s, decision.reason
-            )
-            self._call_at(child, decision.delay_s, self._retry)
-
-    def _give_up(self, child: Child, decision: policy.Decision, since: float) -> None:
-        child.move(Event.GIVE_UP)
-        child.given_up_for = decision.reason
-        lines = self._logs.select(
-            lambda line: line.process == child.name, lines=LAST_LINES, since=since
-        )
-        child.last_lines = [line.text for line in lines]
-        text = f"{child.name} is FATAL: {decision.reason}; last: {child.last_exit}"
-        if child.last_lines:
-            text += "\nits last lines:\n" + "\n".join(child.last_lines)
-        self.note("ERROR", "fatal", text, child.name)
-        retry_s = self.settings.fatal_retry_s if self.settings is not None else 0.0
-        if decision.probe and retry_s > 0.0:
-            self._call_at(child, retry_s, self._probe)
-
-    def _call_at(
-        self, child: Child, delay_s: float, then: Callable[[Child, float], None]
-    ) -> None:
-        child.retry_at = time.monotonic() + delay_s
-        asyncio.get_running_loop().call_at(child.retry_at, then, child, child.retry_at)
-
-    def _probe(self, child: Child, due: float) -> None:
-        """Try once more what was given up."""
-        if child.state is State.FATAL and child.retry_at == due and self.restarting:
-            text = f"{child.name} was given up; it is tried once more"
-            self.note("INFO", "restart", text, child.name)
-            child.budget.probing = True
-            child.restarts += 1
-            self.start(child)
-
-    def restart_type(self, child: Child) -> RestartType:
-        """When a child is started again after it ended by itself."""
-        group = self.group_info(child)
-        return RestartType(group.restart) if group is not None else RestartType.PERMANENT
-
-    def group_info(self, child: Child) -> GroupInfo | None:
-        """What the app says about the group of an agent process; None: it runs all groups."""
-        hello = (child.code or self.code).hello
-        if child.kind != "agent" or hello is None or self._spec.mode == "worker":
-            return None
-        return next((group for group in hello.groups if group.name == child.group), None)
-
-    def _dying_with(self, child: Child) -> list[Child]:
-        """The other processes that are restarted when this one died, in order of the start."""
-        if child.kind != "agent" or self.settings is None or self.hello is None:
-            return []
-        groups = policy.dies_with(
-            self.settings.strategy, child.group, [group.name for group in self.hello.groups]
-        )
-        return [
-            other
-            for group in groups
-            for other in self.of_group(group)
-            if other is not child and other.state.has_process
-        ]
-
-    async def _restart_together(self, child: Child, delay_s: float) -> None:
-        """End the others warm, sources first; then start all of them, sinks first."""
-        assert self.settings is not None
-        due = time.monotonic() + delay_s
-        try:
-            async with self.exchanging:
-                # Looked at now: who held the lock may have changed what there is.
-                others = self._dying_with(child)
-                for other in reversed(others):
-                    await self.end(other, self.settings.grace_s)
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            async with self.exchanging:
-                if self.restarting:
-                    self._start_together(child, others)
-        finally:
-            self._together_over.set()
-
-    def _start_together(self, child: Child, others: Sequence[Child]) -> None:
-        assert self.hello is not None
-        order = policy.start_order([group.name for group in self.hello.groups])
-        there = [each for each in (child, *others) if self.children.get(each.name) is each]
-        for each in sorted(there, key=lambda each: order.index(each.group)):
-            if each is child and each.state is State.BACKOFF:
-                each.restarts += 1
-                self.start(each, Event.RETRY)
-            elif each.state is State.STOPPED:
-                each.restarts += 1
-                self.start(each)
-
-    async def wait_together_over(self) -> None:
-        """Wait until no strategy restarts others with one that died."""
-        await self._together_over.wait()
-
-    def _retry(self, child: Child, due: float) -> None:
-        if child.state is State.BACKOFF and child.retry_at == due and self.restarting:
-            child.restarts += 1
-            self.start(child, Event.RETRY)
-
-    def _suspect(self, child: Child, plan: Plan, place: policy.Place | None) -> None:
-        group = child.group
-        if place is not None and self.hello is not None:
-            agents = {
-                each.name: info.name for info in self.hello.groups for each in info.agents
-            }
-            group = agents.get(place[0], group)
-        suspects = self.suspects.setdefault(group, Suspects())
-        parked = suspects.on_death(place, careful=plan.careful)
-        if parked is not None:
-            child.budget.blame_event()
-            self.note(
-                "ERROR",
-                "park",
-                f"{parked.agent}: {parked.topic}[{parked.partition}]@{parked.position} took "
-                f"its process down {parked.deaths} times: it goes to the dead letters",
-                child.name,
-            )
-
     # Stopping.
 
     def stop(self, child: Child, number: int = signal.SIGTERM) -> None:
@@ -916,7 +676,7 @@ class Fleet:
         if not self.restarting:
             self.leave(child)
         if child.kind == "zygote":
-            code = self._code_of(child)
+            code = self.code_of(child)
             is_idle = all(fork.via is not code.link for fork in self._forks.values())
             if code.link is not None and code.hello is not None and is_idle:
                 # It ends by itself when it reads the end of file.
@@ -953,7 +713,7 @@ class Fleet:
             if not self.restarting:
                 return child.state
             self.start_anew(child)
-        await self.wait_together_over()
+        await self.ends.wait_together_over()
         return await child.wait_state(State.RUNNING, State.FATAL, State.BACKOFF, State.STOPPED)
 
     async def end(self, child: Child, grace_s: float) -> None:
@@ -983,17 +743,17 @@ class Fleet:
 
     def sweep(self) -> None:
         """Reap adopted orphans that ended."""
-        self._read_pending()
+        self.read_pending()
         self.reaper.sweep(expecting=bool(self._forks))
 
-    def _read_pending(self) -> None:
+    def read_pending(self) -> None:
         for code in self.codes:
             if code.link is not None:
                 code.link.read_pending()
 
     def oldest_fork(self, zygote: Child) -> PendingFork | None:
         """The fork that a zygote has not made for the longest time, if there is one."""
-        link = self._code_of(zygote).link
+        link = self.code_of(zygote).link
         forks = [fork for fork in self._forks.values() if fork.via is link]
         return min(forks, key=lambda fork: fork.asked_at, default=None)
 

@@ -95,7 +95,7 @@ async def wait_ready(fleet: Fleet, children: Sequence[Child], limit_s: float = R
     for child in children:
         try:
             async with asyncio.timeout_at(deadline):
-                await fleet.wait_together_over()
+                await fleet.ends.wait_together_over()
                 await child.wait_state(*SETTLED)
         except TimeoutError:
             raise StreamdError(
