@@ -119,6 +119,7 @@ class Engine:
                 plan.slots,
                 {agent.name: agent.get_topic_names() for agent in self.agents},
                 {table.name: table.partitions or 1 for table in self.tables},
+                {agent.channel.name: agent.channel.begins_at for agent in self.agents},
             ),
             self,
         )

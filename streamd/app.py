@@ -149,10 +149,12 @@ class App:
         partitions: int | None = None,
         retention: float | None = None,
         packed: bool | None = None,
+        offset_reset: str | None = None,
         replicas: int | None = None,
         compacting: bool | None = None,
         deleting: bool | None = None,
         config: Mapping[str, Any] | None = None,
+        pattern: str | None = None,
         **unused: Any,
     ) -> Topic:
         """Declare a topic.
@@ -164,11 +166,23 @@ class App:
             retention: Seconds that records are kept; `topic_retention` by default.
             packed: On Kafka, several events travel as one record, which only streamd reads;
                 by default so in the topics that the app owns.
+            offset_reset: Where an agent begins that has never read it: earliest, latest or
+                error; `consumer_auto_offset_reset` by default.
             replicas: On Kafka, its copies; `topic_replication_factor` by default.
             compacting: On Kafka, the last record of each key is kept.
             deleting: On Kafka, old records are deleted; by default where it is not compacting.
             config: On Kafka, further settings of the topic by their names there.
         """
+        if pattern is not None:
+            raise AppError(
+                f"app.topic(pattern={pattern!r}) cannot be read yet: topics are named",
+                remedy="app.topic(name) and an agent for each topic",
+            )
+        if offset_reset not in (None, "earliest", "latest", "error"):
+            raise AppError(
+                f"topic {', '.join(names)!r} has offset_reset={offset_reset!r}: expected "
+                "earliest, latest or error"
+            )
         if len(names) != 1:
             raise AppError(f"app.topic() takes one name, not {names!r}: declare several topics")
         self._note_unused("topic", unused)
@@ -185,6 +199,7 @@ class App:
                 "partitions": (partitions, known.partitions),
                 "retention": (seconds_of(retention), known.retention_s),
                 "packed": (packed, known.packed),
+                "offset_reset": (offset_reset, known.offset_reset),
                 "replicas": (replicas, known.replicas),
                 "compacting": (compacting, known.compacting),
                 "deleting": (deleting, known.deleting),
@@ -198,8 +213,8 @@ class App:
             return known
         topic = self._make_topic(
             names[0], key_type, value_type, key_serializer, value_serializer,
-            partitions, retention, owned=False, packed=packed, replicas=replicas,
-            compacting=compacting, deleting=deleting, config=config,
+            partitions, retention, owned=False, packed=packed, offset_reset=offset_reset,
+            replicas=replicas, compacting=compacting, deleting=deleting, config=config,
         )  # fmt: skip
         self.topics[topic.name] = topic
         return topic

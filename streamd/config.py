@@ -95,7 +95,7 @@ NO_EFFECT = {
             " broker_consumer broker_producer"
             " broker_heartbeat_interval broker_max_poll_interval broker_max_poll_records"
             " broker_rebalance_timeout broker_request_timeout consumer_max_fetch_size"
-            " consumer_auto_offset_reset consumer_group_instance_id"
+            " consumer_group_instance_id"
             " consumer_metadata_max_age_ms consumer_connections_max_idle_ms logging_config"
             " loghandlers producer_acks producer_compression_type producer_linger"
             " producer_linger_ms producer_max_batch_size producer_max_request_size"
@@ -282,6 +282,12 @@ class Settings:
         BOOL,
         True,
         "Make topics that are missing on Kafka; else a start without one is refused.",
+    )
+    consumer_auto_offset_reset = Setting(
+        choice("earliest", "latest", "error"),
+        "earliest",
+        "Where an agent begins in a named topic that it has never read; error: it is refused "
+        "where there are events already.",
     )
     broker_session_timeout = Setting(
         DURATION_ABOVE_0,

@@ -42,6 +42,7 @@ class Topic:
         retention_s: float | None,
         owned: bool,
         packed: bool | None = None,
+        offset_reset: str | None = None,
         replicas: int | None = None,
         compacting: bool | None = None,
         deleting: bool | None = None,
@@ -56,6 +57,7 @@ class Topic:
         self.partitions = partitions  # None: as `topic_partitions` says
         self.retention_s = retention_s
         self.owned = owned
+        self.offset_reset = offset_reset  # None: as `consumer_auto_offset_reset` says
         # On Kafka only:
         self.packed = owned if packed is None else packed
         self.replicas = replicas  # None: as `topic_replication_factor` says
@@ -87,6 +89,14 @@ class Topic:
     def partition_count(self) -> int:
         """How many partitions the topic has."""
         return self.partitions or int(self.app.settings.topic_partitions)
+
+    @property
+    def begins_at(self) -> str:
+        """Where an agent begins that has never read it: earliest, latest or error."""
+        if self.owned:
+            # What was sent to an agent before it ran for the first time is its to do.
+            return "earliest"
+        return self.offset_reset or str(self.app.settings.consumer_auto_offset_reset)
 
     def get_topic_name(self) -> str:
         """The name that the broker knows."""

@@ -91,6 +91,8 @@ class Subscription:
     slots: int
     agents: dict[str, list[str]]  # agent -> topics
     tables: dict[str, int]  # table -> partitions
+    # topic -> where an agent without a position begins: earliest (else), latest, error
+    resets: dict[str, str] = field(default_factory=dict)
 
     def partitions(self, count: int) -> list[int]:
         """Which of a topic's or table's `count` partitions this slot has."""

@@ -26,7 +26,7 @@ from streamd.agentproc.broker import (
     Subscription,
     TableChange,
 )
-from streamd.agentproc.kafka import declaring, members, options, topics
+from streamd.agentproc.kafka import beginning, declaring, members, options, topics
 from streamd.agentproc.kafka.appending import Appender
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.markers import (
@@ -200,6 +200,8 @@ class KafkaSession:
             {table: declaring.changelog_topic(app_id, table) for table in subscription.tables},
             self._exactly_once,
             frozenset(filter(broker.packed, self._topics)),
+            subscription.agents,
+            subscription.resets,
         )
         self._tracer = Tracer()
         self._markers: dict[int, Marker] = {}  # partition -> the newest
@@ -326,12 +328,30 @@ class KafkaSession:
             return {}
         reader = options.reader(self._broker.reach, f"{self._group}.recovery")
         health = self._broker.health
-        recovery = Recovery(reader, self._home, self._put, health, self._says)
+        recovery = Recovery(
+            reader, self._home, self._put, health, self._says, self._handed_over
+        )
         try:
             return recovery.take(partitions)
         finally:
             recovery.close()
             health.doing("")
+
+    def _handed_over(self, tps: list[TP]) -> dict[TP, int]:
+        """What a Faust app of this id has committed; called by the thread that recovers."""
+        broker, app_id = self._broker, self._subscription.app_id
+        handed = broker.patiently(lambda: beginning.committed(broker.admin, app_id, tps))
+        for tp, offset in handed.items():
+            log.info(
+                "%s is read from offset %d on, as consumer group %s was", tp, offset, app_id
+            )
+        if handed and self._subscription.tables:
+            log.warning(
+                "group %s goes on where consumer group %s was; its tables %s begin empty: what "
+                "was counted before is not in them",
+                self._subscription.group, app_id, ", ".join(self._subscription.tables),
+            )  # fmt: skip
+        return handed
 
     def _put(self, rows: list[Row]) -> None:
         """Make records durable; called by the thread that recovers."""
@@ -352,17 +372,16 @@ class KafkaSession:
             for topic in names:
                 tp = TP(topic, partition)
                 low = position_of(taken.sources[topic].low)
-                stored = marker.positions.get(agent, {}).get(topic)
-                if stored is not None and stored < low:
+                stored = marker.positions[agent][topic]
+                if lost := stored < low:
                     log.warning(
                         "%s holds nothing before offset %d any more; agent %s reads on there, "
                         "%d records after where it was",
                         tp, offset_of(low), agent, offset_of(low) - offset_of(stored),
                     )  # fmt: skip
-                self.positions[agent, tp] = max(stored or 0, low)
+                self.positions[agent, tp] = max(stored, low)
                 self._ends[tp] = position_of(taken.sources[topic].high)
                 # Behind records that are lost no gap can be told.
-                lost = stored is not None and stored < low
                 highs = {} if lost else unpack_highs(marker.highs.get(topic, []))
                 self._progress[tp] = Progress(highs)
 

@@ -17,6 +17,7 @@ from streamd.agentproc.broker import (
     Output,
     Subscription,
 )
+from streamd.agentproc.broker.beginning import beginning
 from streamd.errors import BrokerError, ConfigError, Fenced
 from streamd.failpoints import failpoint
 from streamd.wire import GroupInfo, TableInfo, TopicInfo
@@ -130,8 +131,12 @@ class MemoryBroker:
             for topic in names:
                 for partition in subscription.partitions(self.make_topic(topic)):
                     tp = TP(topic, partition)
-                    stored = self._positions.get((agent, tp), 0)
-                    positions[agent, tp] = max(stored, self.log_of(tp).low)
+                    events = self.log_of(tp)
+                    stored = self._positions.get((agent, tp))
+                    if stored is None:
+                        reset = subscription.resets.get(topic, "earliest")
+                        stored = beginning(reset, agent, tp, events.low, events.end)
+                    positions[agent, tp] = max(stored, events.low)
         self._positions |= positions
         self._sessions.add(session)
         return epoch, sorted(had), positions

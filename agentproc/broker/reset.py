@@ -9,7 +9,7 @@ from streamd.agentproc.broker.writer import Writer
 
 
 def reset(datadir: Path, tables: list[str], agents: list[str]) -> dict[TP, int]:
-    """Delete all rows of `tables` and all positions of `agents`, in one transaction.
+    """Delete all rows of `tables` and set `agents` back, in one transaction.
 
     Args:
         tables: Names as the app has them; one that the log does not have is ignored.
@@ -39,8 +39,10 @@ def reset(datadir: Path, tables: list[str], agents: list[str]) -> dict[TP, int]:
                     f" WHERE agents.name IN ({marks}) ORDER BY heads.tp",
                     agents,
                 )
+                # Not deleted: without one an agent may begin at the end of its topic.
                 db.execute(
-                    "DELETE FROM positions WHERE agent IN"
+                    "UPDATE positions SET position ="
+                    " (SELECT low FROM heads WHERE heads.tp = positions.tp) WHERE agent IN"
                     f" (SELECT id FROM agents WHERE name IN ({marks}))",
                     agents,
                 )

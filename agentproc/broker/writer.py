@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from streamd.agentproc.broker import TP, Checkpoint, Output, Subscription
+from streamd.agentproc.broker.beginning import beginning
 from streamd.agentproc.broker.bell import Ringer
 from streamd.agentproc.broker.catalog import Catalog, Topic
 from streamd.agentproc.broker.pack import Pack, encode_packs, seal
@@ -249,7 +250,15 @@ class Writer:
                 (agent_id, *wanted),
             )
             taken = {
-                tp_id: _next_position(agent, wanted[tp_id], stored, low, end)
+                tp_id: beginning(
+                    subscription.resets.get(wanted[tp_id].topic, "earliest"),
+                    agent,
+                    wanted[tp_id],
+                    low,
+                    end,
+                )
+                if stored is None
+                else _next_position(agent, wanted[tp_id], stored, low, end)
                 for tp_id, stored, low, end in found
             }
             positions.update({(agent, tp): taken[tp_id] for tp_id, tp in wanted.items()})
@@ -451,14 +460,12 @@ def _values(prefix: str, width: int, count: int, suffix: str) -> str:
     return prefix + ",".join([row] * count) + suffix
 
 
-def _next_position(agent: str, tp: TP, stored: int | None, low: int, end: int) -> int:
+def _next_position(agent: str, tp: TP, stored: int, low: int, end: int) -> int:
     """Where an agent goes on that was at `stored`, in a log that reaches from `low` to `end`.
 
     Raises:
         LogDamaged: The log ends before that.
     """
-    if stored is None:
-        return low
     if stored > end:
         raise LogDamaged(
             f"{agent} has worked on {tp} up to {stored}, but the log ends at {end}: "

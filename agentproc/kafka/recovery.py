@@ -15,14 +15,16 @@ rebalance disturbs it.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamd.agentproc.broker import TP
+from streamd.agentproc.kafka.beginning import first_positions
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.markers import (
     NOBODY,
@@ -75,6 +77,10 @@ class Home(NamedTuple):
     changelogs: dict[str, str]  # table -> topic
     transactional: bool  # offsets are taken up by the marks of transactions as well
     packed: frozenset[str]  # of the sources, those that are trimmed behind the group
+    agents: Mapping[str, list[str]] = MappingProxyType({})  # agent -> topics
+    resets: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # topic -> where an agent without a position begins
 
 
 class Recovery:
@@ -83,6 +89,8 @@ class Recovery:
     Args:
         put: Makes records durable; blocks.
         progress: Told each second how far it is.
+        handed: The offsets of partitions of which no marker tells, where somebody else has
+            committed any.
     """
 
     def __init__(
@@ -92,11 +100,13 @@ class Recovery:
         put: Callable[[list[Row]], None],
         health: Health,
         progress: Callable[[str], None],
+        handed: Callable[[list[TP]], dict[TP, int]] = lambda tps: {},
     ) -> None:
         self._home = home
         self._put = put
         self._health = health
         self._progress = progress
+        self._handed = handed
         self._consumer = Consumer(options)
 
     def close(self) -> None:
@@ -143,8 +153,10 @@ class Recovery:
         failpoint("kafka.before-restore")
         rows, repairs = self._rows(before, tables)
         failpoint("kafka.before-repair")
+        new = [tp for tp in sources if before[tp.partition].incarnation == NOBODY]
+        handed = self._handed(new) if new else {}
         for partition in partitions:
-            self._refuse_unknown(before[partition], partition, sources)
+            self._refuse_unknown(before[partition], partition, sources, handed)
         # Above whatever there is: also above claims that came to nothing.
         successors = {
             p: max((m.incarnation for m in found[p]), default=NOBODY).successor()
@@ -174,6 +186,10 @@ class Recovery:
                 incarnation=successors[partition],
                 number=0,
                 starts=logs,
+                # First ones are kept at once: the end of a topic is another one later.
+                positions=first_positions(
+                    before[partition], partition, home.agents, home.resets, sources, handed
+                ),
                 moment=time.time(),
                 over=before[partition].incarnation,
                 over_number=before[partition].number,
@@ -192,13 +208,18 @@ class Recovery:
         return taken
 
     def _refuse_unknown(
-        self, before: Marker, partition: int, sources: dict[TP, Extent]
+        self,
+        before: Marker,
+        partition: int,
+        sources: dict[TP, Extent],
+        handed: dict[TP, int],
     ) -> None:
         """Without markers a group begins where its topics begin; those must be whole."""
         if before.incarnation != NOBODY:
             return
         for topic in sorted(self._home.packed):
-            if low := sources[TP(topic, partition)].low:
+            tp = TP(topic, partition)
+            if tp not in handed and (low := sources[tp].low):
                 raise ConfigError(
                     f"{topic}[{partition}] begins at offset {low}: what was before was read, "
                     f"and {self._home.markers} does not say how far",

@@ -648,8 +648,9 @@ def test_commands_work_on_the_log_where_nothing_runs(here: Place) -> None:
 
 def test_reset_counts_the_log_again(here: Place) -> None:
     here.run("-A proj produce rose")
-    for _ in range(2):
-        assert here.run("start -A proj -p 0").returncode == 0
+    for begin in ("earliest", "latest"):
+        options = f"--consumer-auto-offset-reset={begin}"
+        assert here.run(f"start -A proj -p 0 {options}").returncode == 0
         eventually(lambda: here.run("table counts rose").stdout == "2\n")
         assert here.run("stop").returncode == 0
         done = here.run("reset -A proj --yes")

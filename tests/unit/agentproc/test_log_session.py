@@ -226,6 +226,41 @@ def test_a_second_agent_of_a_topic_begins_at_its_own_position(
     run(body)
 
 
+@pytest.mark.parametrize(("reset", "offset"), [("earliest", 0), ("latest", 5)])
+def test_an_agent_without_a_position_begins_where_it_is_told(
+    run: Callable[[Body], None], reset: str, offset: int
+) -> None:
+    async def body(broker: AnyBroker) -> None:
+        sender = broker.session(Subscription("app", "s", 0, 1, {}, {}))
+        await sender.append([numbers(TP("t", 0), 0, 5)])
+        begins = Subscription("app", "g", 0, 1, {"a": ["t"]}, {}, {"t": reset})
+        for _ in range(2):
+            session = broker.session(begins)
+            await session.open()
+            assert session.positions["a", TP("t", 0)] == offset
+            await session.close()
+            # What comes after the first time is to be read, though nothing was settled.
+            await sender.append([numbers(TP("t", 0), 5, 1)])
+
+    run(body)
+
+
+def test_an_agent_that_must_have_a_position_is_refused_without_one(
+    run: Callable[[Body], None],
+) -> None:
+    async def body(broker: AnyBroker) -> None:
+        sender = broker.session(Subscription("app", "s", 0, 1, {}, {}))
+        await sender.append([numbers(TP("t", 0), 0, 5)])
+        session = broker.session(
+            Subscription("app", "g", 0, 1, {"a": ["t"]}, {}, {"t": "error"})
+        )
+
+        with pytest.raises(ConfigError, match=r"agent 'a' has no position in t\[0\]"):
+            await session.open()
+
+    run(body)
+
+
 def test_seek_reads_again_from_the_middle(run: Callable[[Body], None]) -> None:
     async def body(broker: AnyBroker) -> None:
         session = await opened(broker)

@@ -116,6 +116,26 @@ def test_a_topic_that_is_declared_twice_is_the_same_or_refused() -> None:
             app.topic("words", **{keyword: others[keyword]})
 
 
+def test_where_agents_begin_is_said_by_topic_or_setting_and_own_topics_from_the_start() -> None:
+    app = App("proj", consumer_auto_offset_reset="latest")
+
+    @app.agent()
+    async def count(words: Any) -> None: ...
+
+    assert app.topic("news").begins_at == "latest"
+    assert app.topic("posts", offset_reset="error").begins_at == "error"
+    assert count.channel.begins_at == "earliest"
+    with pytest.raises(AppError, match="expected earliest, latest or error"):
+        app.topic("words", offset_reset="beginning")
+
+
+def test_topics_by_pattern_are_refused_with_what_to_do() -> None:
+    with pytest.raises(AppError, match="topics are named") as refused:
+        App("proj").topic(pattern="news-.*")
+
+    assert "an agent for each topic" in refused.value.remedy
+
+
 def test_web_host_is_a_name_that_a_request_may_have() -> None:
     options = WebOptions.of({"web_bind": "0.0.0.0", "web_host": "Stream.example.org"})
 

@@ -115,6 +115,11 @@ EFFECTS = {
         'settings["topic_retention"]',
         "test_what_is_kept_for_ever_is",
     ),
+    "consumer_auto_offset_reset": (
+        "streamd/topics.py",
+        "settings.consumer_auto_offset_reset",
+        "test_an_agent_without_a_position_begins_where_it_is_told",
+    ),
     "broker_session_timeout": (
         "agentproc/broker/kafka.py",
         "settings.broker_session_timeout",
