@@ -66,9 +66,7 @@ class Reading:
     def commit_as(self, group: str, offset: int) -> None:
         """Commit as another program's consumer group."""
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group})
-        consumer.commit(
-            offsets=[TopicPartition(self.topic, 0, offset)], asynchronous=False
-        )
+        consumer.commit(offsets=[TopicPartition(self.topic, 0, offset)], asynchronous=False)
         consumer.close()
 
 

@@ -133,7 +133,7 @@ def test_topics_by_pattern_are_refused_with_what_to_do() -> None:
     with pytest.raises(AppError, match="topics are named") as refused:
         App("proj").topic(pattern="news-.*")
 
-    assert "an agent for each topic" in refused.value.remedy
+    assert "an agent for each topic" in (refused.value.remedy or "")
 
 
 def test_web_host_is_a_name_that_a_request_may_have() -> None:
