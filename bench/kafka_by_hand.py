@@ -12,12 +12,14 @@ one topic, and the changelog of each is compared with what is true.
 
 import multiprocessing
 import os
+import statistics
 import sys
 import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -48,6 +50,8 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(tuple[list[bytes], list[bytes]]).decode
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(str).decode
+
+Run = tuple[str, float, float]  # what ran, seconds, seconds of CPU
 
 # When the first post was read and the last word settled, and the CPU of both processes since.
 Clock = tuple[Synchronized, Synchronized, Synchronized]
@@ -231,7 +235,7 @@ def drop_topics(bootstrap: str, prefix: str) -> None:
     """Delete a run's topics: the next run shall have the disk to itself."""
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 4})
     names = [name for name in admin.list_topics(timeout=30).topics if name.startswith(prefix)]
-    for future in admin.delete_topics(names).values():
+    for future in admin.delete_topics(names).values() if names else ():
         future.result(60)
 
 
@@ -245,7 +249,12 @@ def fill(bootstrap: str, topic: str, made: list[str]) -> None:
     out.flush()
 
 
-def counted(bootstrap: str, topic: str, decode: Callable[[bytes], int]) -> dict[str, int]:
+def counted(
+    bootstrap: str,
+    topic: str,
+    decode: Callable[[bytes], int],
+    decode_key: Callable[[bytes], str] = bytes.decode,
+) -> dict[str, int]:
     """What a changelog says in the end."""
     reader = Consumer(
         {"bootstrap.servers": bootstrap, "group.id": "none", "enable.partition.eof": False}
@@ -263,7 +272,7 @@ def counted(bootstrap: str, topic: str, decode: Callable[[bytes], int]) -> dict[
         for message in reader.consume(CHUNK, 0.2):
             if message.error():
                 raise KafkaException(message.error())
-            table[message.key().decode()] = decode(message.value())
+            table[decode_key(message.key())] = decode(message.value())
         # Positions, as the last records of a transaction's end are no messages.
         left = {tp.partition for tp in reader.position([TopicPartition(topic, p) for p in left])
                 if tp.offset < ends[tp.partition]}  # fmt: skip
@@ -278,7 +287,7 @@ def check(what: str, found: dict[str, int], expected: Counter[str]) -> None:
 
 def measure(
     bootstrap: str, topic: str, made: int, expected: Counter[str], streams: KafkaStreams | None
-) -> Iterator[tuple[str, float, float]]:
+) -> Iterator[Run]:
     """One round: each way's name, seconds and seconds of CPU."""
     words = sum(expected.values())
     for what, packed in (("by hand, plain", False), ("by hand, packed", True)):
@@ -298,42 +307,68 @@ def measure(
         yield what, took_s, cpu
 
 
+@contextmanager
+def broker(folder: Path) -> Iterator[str]:
+    """The address of a broker for the bench: one of its own, unless there is one."""
+    if bootstrap := os.environ.get("STREAMD_TEST_KAFKA"):
+        yield bootstrap
+        return
+    cluster = kafka_broker.start(
+        folder / "broker", flags=kafka_broker.STEADY, parent=os.getpid()
+    )
+    try:
+        yield cluster.bootstrap
+    finally:
+        cluster.remove()
+
+
+def rounds(count: int, measure: Callable[[], Iterator[Run]]) -> dict[str, tuple[float, float]]:
+    """Each way's medians of seconds and of seconds of CPU; all ways once a round."""
+    runs: dict[str, list[tuple[float, float]]] = {}
+    for round_ in range(count):
+        for what, took_s, cpu in measure():
+            runs.setdefault(what, []).append((took_s, cpu))
+            sys.stderr.write(f"round {round_ + 1}: {what}: {took_s:.1f} s, {cpu:.1f} s CPU\n")
+    return {
+        what: (
+            statistics.median(took_s for took_s, _ in figures),
+            statistics.median(cpu for _, cpu in figures),
+        )
+        for what, figures in runs.items()
+    }
+
+
 def run(*, small: bool = False) -> Iterator[str]:
     """Lines of the report."""
-    rounds = 1 if small else ROUNDS
+    count = 1 if small else ROUNDS
     made, expected = posts(WORDS // 5 if small else WORDS)
     words = sum(expected.values())
     yield (
         f"word count on Kafka, {words} words in {len(made)} posts, {PARTITIONS} partitions, "
-        f"{rounds} rounds, interleaved; medians; the broker on the same {os.cpu_count()} cores"
+        f"{count} rounds, interleaved; medians; the broker on the same {os.cpu_count()} cores"
     )
-    runs: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         streams = KafkaStreams.compiled(folder)
-        cluster = None
-        bootstrap = os.environ.get("STREAMD_TEST_KAFKA")
-        if not bootstrap:
-            cluster = kafka_broker.start(
-                folder / "broker", flags=kafka_broker.STEADY, parent=os.getpid()
-            )
-            bootstrap = cluster.bootstrap
-        topic = f"posts-{uuid.uuid4().hex[:8]}"
-        try:
+        with broker(folder) as bootstrap:
+            topic = f"posts-{uuid.uuid4().hex[:8]}"
             fill(bootstrap, topic, made)
-            for round_ in range(rounds):
-                round_runs = measure(bootstrap, topic, len(made), expected, streams)
-                for what, took_s, cpu in round_runs:
-                    runs.setdefault(what, []).append((took_s, cpu))
-                    sys.stderr.write(f"round {round_ + 1}: {what}: {took_s:.1f} s\n")
-        finally:
-            if cluster is not None:
-                cluster.remove()
-    for what, figures in runs.items():
-        took_s, cpu = sorted(figures)[len(figures) // 2]
-        cpu_us = cpu / words * 1e6
-        yield f"  {what:32} {words / took_s:10.0f} words/s   {cpu_us:6.2f} µs of CPU a word"
-    if streams is not None:
-        yield "  Kafka Streams: the warming up of its JVM is included; see kafka_by_hand.py"
-    else:
-        yield "  Kafka Streams: not measured, there is no javac on this machine"
+            medians = rounds(
+                count, lambda: measure(bootstrap, topic, len(made), expected, streams)
+            )
+    for what, (took_s, cpu) in medians.items():
+        yield line(what, words, took_s, cpu)
+    yield streams_line(streams)
+
+
+def line(what: str, words: int, took_s: float, cpu: float) -> str:
+    """One way's figures."""
+    rate, cpu_us = words / took_s, cpu / words * 1e6
+    return f"  {what:32} {rate:10.0f} words/s   {cpu_us:6.2f} µs of CPU a word"
+
+
+def streams_line(streams: KafkaStreams | None) -> str:
+    """What is to be said of Kafka Streams."""
+    if streams is None:
+        return "  Kafka Streams: not measured, there is no javac on this machine"
+    return "  Kafka Streams: the warming up of its JVM is included; see kafka_by_hand.py"

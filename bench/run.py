@@ -7,9 +7,18 @@ measures what streamd is compared with, alone.
 import importlib
 import sys
 
-BENCHES = ("wordcount", "latency", "restart", "memory", "startup", "log", "supervision")
+BENCHES = (
+    "wordcount",
+    "latency",
+    "restart",
+    "memory",
+    "startup",
+    "log",
+    "supervision",
+    "kafka",
+)
 BY_HAND = {"kafka": "kafka_by_hand"}
-LONG = ("supervision", "kafka_by_hand")
+LONG = ("supervision", "kafka", "kafka_by_hand")
 
 
 def main(words: list[str]) -> int:
