@@ -1,4 +1,4 @@
-"""streamd on Kafka beside loops by hand and Kafka Streams, in one run, with what is asked of it.
+"""streamd on Kafka beside loops by hand and Kafka Streams in one run, with what is asked of it.
 
 The broker runs on the same cores. Ratios are of medians of rounds in which each way ran once.
 """

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 
 from confluent_kafka import (
+    OFFSET_END,
     Consumer,
     KafkaError,
     KafkaException,
@@ -44,6 +45,7 @@ FULL_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 0.2  # for the loop to take some, before partitions are paused
 SEEK_S = 10.0
 PROBE_S = 1.0
+WAKE_S = 0.2
 
 
 class Poller(threading.Thread):
@@ -89,6 +91,7 @@ class Poller(threading.Thread):
         self._commands: deque[Callable[[], None]] = deque()
         self._reading: dict[TP, Reading] = {}  # partitions that are read
         self._assigned: set[TP] = set()
+        self._resumed: list[TP] = []  # and not asked for since
         self._room = threading.Condition()
         self._waiting_events = self._waiting_bytes = 0
         self._paused = False
@@ -184,6 +187,21 @@ class Poller(threading.Thread):
     def _obey(self) -> None:
         while self._commands:
             self._commands.popleft()()
+        if self._resumed:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have what was resumed fetched at once.
+
+        The client's thread for a node that has nothing to fetch from sleeps for up to a second,
+        and no seek or resume wakes it; a request to its node does.
+        """
+        places = [TopicPartition(*tp, OFFSET_END) for tp in self._resumed]
+        self._resumed.clear()
+        try:
+            self._consumer.offsets_for_times(places, timeout=WAKE_S)
+        except KafkaException as error:
+            log.debug("what was resumed is fetched later: %s", error)
 
     def _wait_room(self) -> None:
         with self._room:
@@ -195,6 +213,7 @@ class Poller(threading.Thread):
             tps = [TopicPartition(*tp) for tp in self._reading]
             if room:
                 self._consumer.resume(tps)
+                self._resumed += self._reading
             else:
                 self._consumer.pause(tps)
             self._paused = not room
@@ -297,6 +316,7 @@ class Poller(threading.Thread):
         self._seek(tp, offset_of(position))
         if not self._paused:
             self._consumer.resume([TopicPartition(*tp)])
+            self._resumed.append(tp)
 
     def _seek(self, tp: TP, offset: int) -> None:
         place = TopicPartition(tp.topic, tp.partition, offset)
