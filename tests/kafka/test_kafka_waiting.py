@@ -16,7 +16,9 @@ TRIES = 5
 
 async def first_batch_after_s(broker: KafkaBroker, topic: str) -> float:
     """Seconds from a session's opening to the first events."""
-    session = broker.session(Subscription(broker.settings.id, "group", 0, 1, {"a": [topic]}, {}))
+    session = broker.session(
+        Subscription(broker.settings.id, "group", 0, 1, {"a": [topic]}, {})
+    )
     await session.open()
     began_at = time.monotonic()
     async with asyncio.timeout(60):
