@@ -5,18 +5,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamd.agentproc.broker.client import LogClient, open_log, remote_log
+from streamd.agentproc.broker import TP
+from streamd.agentproc.broker.client import LogClient, locked, open_log, remote_log
+from streamd.agentproc.broker.reset import reset as reset_log
 from streamd.agentproc.kafka.installation import installation
 from streamd.app import App
 from streamd.config import broker_kind
 from streamd.errors import ConfigError
 from streamd.instance import Folder
 from streamd.link import LinkLost
+from streamd.wire import GroupInfo, Hello
 
 if TYPE_CHECKING:
     from streamd.agentproc.kafka.client import KafkaLog
 
-PATIENCE_S = 10.0
+PATIENCE_S = 8.0  # a command is to end within about ten seconds
 
 
 @contextlib.asynccontextmanager
@@ -45,6 +48,37 @@ async def log_of(app: App, folder: Folder, datadir: Path) -> AsyncIterator[LogCl
                 f"the broker is {app.settings.broker!r}: {kind} is in one process alone",
                 remedy='broker="embedded://"',
             )
+
+
+def reset(
+    app: App, datadir: Path, hello: Hello, groups: list[GroupInfo], *, dry_run: bool
+) -> dict[TP, int]:
+    """Forget tables and positions of groups of an app that does not run.
+
+    Args:
+        groups: Of `hello`.
+
+    Returns:
+        The offset that each partition which they read will be read from. On the embedded log
+        a dry run tells none.
+
+    Raises:
+        Busy: It runs, here or elsewhere.
+        BrokerError: It cannot be done.
+    """
+    if broker_kind(app.settings.broker) != "kafka":
+        if dry_run:
+            return {}
+        tables = [table for group in groups for table in group.tables]
+        agents = [agent.name for group in groups for agent in group.agents]
+        return reset_log(datadir, tables, agents)
+    from streamd.agentproc.broker.kafka import KafkaBroker  # noqa: PLC0415
+    from streamd.agentproc.kafka import resetting  # noqa: PLC0415
+
+    partitions = {table.name: table.partitions for table in hello.tables}
+    with locked(datadir):
+        broker = KafkaBroker(app.settings, hello.topics, installation(datadir), PATIENCE_S)
+        return resetting.reset(broker, groups, partitions, dry_run=dry_run)
 
 
 def _cluster_of(app: App, datadir: Path) -> "KafkaLog":

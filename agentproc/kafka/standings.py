@@ -48,6 +48,10 @@ class Standings:
         found = self._newest.get((group, partition))
         return found.marker if found is not None else None
 
+    def places(self) -> list[tuple[str, TP]]:
+        """Group, and partition of its markers, of all that were there at the last look."""
+        return [(self._topics[tp.topic], tp) for tp in self._next]
+
     def look(self, within_s: float) -> bool:
         """Read what was written since; False if the end was not reached in time.
 

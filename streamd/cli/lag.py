@@ -17,8 +17,8 @@ from streamd.wire import LagRow
 def lag(name: str | None) -> None:
     """Show how far behind each agent is, by topic and partition.
 
-    From what is committed, also where nothing runs. On Kafka these are records, of which one
-    may hold many events.
+    From what is committed, also where nothing runs. On Kafka these are records: one may hold
+    many events, and the mark at the end of a transaction counts as one.
     """
     app, origin = import_app(given(), as_running=True)
     groups = app.hello(origin, alone=False).groups

@@ -2,13 +2,14 @@
 
 import click
 
-from streamd.agentproc.broker.reset import reset as reset_log
+from streamd.agentproc.broker.outside import reset as forget
 from streamd.cli import output, target
 from streamd.cli.imported import import_app
 from streamd.cli.options import display_path, given
 from streamd.cli.root import Command
 from streamd.config import broker_kind
 from streamd.errors import Busy, ConfigError, UsageError
+from streamd.secrets import mask
 from streamd.wire import GroupInfo, Hello
 
 
@@ -16,7 +17,8 @@ def reset(names: tuple[str, ...], dry_run: bool, yes: bool) -> int:
     """Delete tables and offsets; they are rebuilt from the log.
 
     The agents that write these tables read their topics again, from the oldest record that
-    the log retains. Refuses while the app runs. Shows what will go and asks.
+    the log retains. Refuses while the app runs, on Kafka on any host. Shows what will go and
+    asks.
     """
     options = given()
     app, origin = import_app(options)
@@ -27,48 +29,46 @@ def reset(names: tuple[str, ...], dry_run: bool, yes: bool) -> int:
             f"{name} is running (pid {who.pid}); reset needs it stopped",
             remedy=f"streamd stop --name {name}, then this again",
         )
-    if broker_kind(app.settings.broker) != "embedded":
+    kind, datadir = broker_kind(app.settings.broker), app.settings.datadir
+    if kind == "memory":
         raise ConfigError(
-            f"the broker is {app.settings.broker}; reset works on embedded:// only",
-            remedy="move the consumer group's offsets with Kafka's own tools",
+            f"the broker is {app.settings.broker}, which forgets everything when it stops",
+            remedy="reset is for embedded:// and kafka://",
         )
-    hello = app.hello(origin, alone=False)
-    groups = _groups_of(hello, names)
-    tables = [table for group in groups for table in group.tables]
-    agents = [agent.name for group in groups for agent in group.agents]
-    datadir = app.settings.datadir
     assert datadir is not None
     datadir = datadir.absolute()
-    if not tables or not datadir.exists():
-        output.note(f"No table is stored in {display_path(datadir)}. Nothing done.")
+    where = display_path(datadir) if kind == "embedded" else mask(app.settings.broker)
+    hello = app.hello(origin, alone=False)
+    groups = _groups_of(hello, names)
+    if not groups or (kind == "embedded" and not datadir.exists()):
+        output.note(f"No table is stored in {where}. Nothing done.")
         return 0
     if not options.json:
-        output.note(f"{'Would delete' if dry_run else 'This deletes'}, in "
-                    f"{display_path(datadir)}:")  # fmt: skip
+        output.note(f"{'Would delete' if dry_run else 'This deletes'}, in {where}:")
         for group in groups:
             output.note(f"  tables {', '.join(group.tables)}")
             for agent in group.agents:
                 output.note(
                     f"  offsets of {agent.label}, which reads {', '.join(agent.topics)}"
                 )
-    starts = {}
-    if not dry_run:
-        if not yes:
-            output.confirm("Go on?")
-        starts = reset_log(datadir, tables, agents)
+    if not dry_run and not yes:
+        output.confirm("Go on?")
+    starts = forget(app, datadir, hello, groups, dry_run=dry_run)
     if options.json:
         output.say_json(
             {
                 "schema": "streamd.reset/1",
-                "tables": tables,
-                "agents": agents,
+                "tables": [table for group in groups for table in group.tables],
+                "agents": [agent.name for group in groups for agent in group.agents],
                 "done": not dry_run,
                 "from": {str(tp): offset for tp, offset in starts.items()},
             }
         )
     else:
         for tp, offset in starts.items():
-            output.say(f"{tp} is read again from offset {offset}")
+            output.say(
+                f"{tp} {'would be' if dry_run else 'is'} read again from offset {offset}"
+            )
     return 0
 
 

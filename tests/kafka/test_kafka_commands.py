@@ -104,3 +104,38 @@ def test_what_all_readers_have_done_is_trimmed_and_nothing_else(words: Site) -> 
     assert gone[own] > 0
     assert gone[posts] == 0, "a named topic is kept by its retention"
     assert words.count_of("f") == 3
+
+
+@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
+def test_reset_rebuilds_a_table_from_the_beginning_and_counts_each_word_once(
+    words: Site, guarantee: str
+) -> None:
+    words.environment["STREAMD_PROCESSING_GUARANTEE"] = guarantee
+    words.do(["send", f"{words.id}-posts", "-"], 3 * "a b\n")
+    words.do("start")
+    eventually(lambda: words.count_of("a") == 3)
+    while_it_runs = words.run("reset --yes")
+    words.do("stop")
+
+    planned = words.ask("reset --dry-run")
+    done = words.ask("reset --yes")
+    unread = behind(words)["count"]
+    words.do(["send", f"{words.id}-posts", "b"])
+    words.do("start")
+    eventually(lambda: words.count_of("b") == 4)
+
+    assert while_it_runs.returncode == 75
+    own = f"{words.id}-proj.count"
+    assert planned["from"] == done["from"] == {f"{own}[0]": 0, f"{own}[1]": 0}
+    assert (planned["done"], done["done"]) == (False, True)
+    assert unread > 0
+    assert words.count_of("a") == 3
+
+
+def test_reset_is_refused_while_another_host_runs_the_app(words: Site, kafka: str) -> None:
+    with site(WORDS, words.id, kafka) as elsewhere:
+        elsewhere.do("start")
+        refused = words.run("reset --yes")
+
+    assert refused.returncode == 75
+    assert "on every host" in refused.stderr
