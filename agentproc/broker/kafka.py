@@ -481,6 +481,8 @@ class KafkaSession:
         self.positions.update(positions)
         touched = {tp.partition for _, tp in positions}
         touched |= {change.partition for change in checkpoint.changes}
+        if self._poller is not None and (gone := touched & self._poller.gone):
+            raise Fenced(f"the partitions {sorted(gone)} were given to another process")
         rows: list[Row] = []
         for partition in touched:
             marker = self._markers[partition]

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -98,7 +99,8 @@ class Poller(threading.Thread):
         self._ending = threading.Event()
         self._leave = False
         self._fatal: BaseException | None = None
-        self.group_metadata: object = None  # as of the newest assignment
+        self.group_metadata: object = None  # of the group as this member knows it
+        self.gone: set[int] = set()  # partitions that others have, though nobody was asked
         self.statistics: str = ""  # librdkafka's, as JSON
 
     # What the loop says.
@@ -141,6 +143,7 @@ class Poller(threading.Thread):
             )
             while not self._ending.is_set():
                 self._obey()
+                self.group_metadata = self._consumer.consumer_group_metadata()
                 self._wait_room()
                 messages = self._read()
                 self._hand_over(messages)
@@ -232,8 +235,9 @@ class Poller(threading.Thread):
             if message.error() is not None:
                 if message.error().code() == KafkaError._PARTITION_EOF:
                     ends[TP(message.topic(), message.partition())] = message.offset()
-                else:
+                elif message.topic() is None or self._is_read(message):
                     self._refused(message.error())
+                # Else it is about the place that was given until the right one is known.
                 continue
             tp = TP(message.topic(), message.partition())
             if tp in chunk:
@@ -241,6 +245,9 @@ class Poller(threading.Thread):
             elif tp in self._reading:
                 # Else it was polled before the partition was given away: another's now.
                 chunk[tp] = [message]
+        for tp in [tp for tp, records in chunk.items() if self._asks_again(tp, records)]:
+            del chunk[tp]
+            ends.pop(tp, None)  # the end will be told again, too
         reads = [read for tp, records in chunk.items() if (read := self._open(tp, records))]
         reads += [read for tp, offset in ends.items() if (read := self._end(tp, offset))]
         if reads:
@@ -250,15 +257,26 @@ class Poller(threading.Thread):
                     self._waiting_bytes += read.size_bytes
             self._loop.call_soon_threadsafe(self._take, reads)
 
+    def _is_read(self, message: Message) -> bool:
+        return TP(message.topic(), message.partition()) in self._reading
+
+    def _asks_again(self, tp: TP, records: list[Message]) -> bool:
+        """Records seem to be missing before or between these: all are read once more."""
+        reading = self._reading[tp]
+        wanted = offset_of(reading.position)
+        offsets = [message.offset() for message in records]
+        offsets = offsets[bisect_left(offsets, wanted) :]
+        if not offsets or not reading.misses(offsets):
+            return False
+        self._seek(tp, wanted)
+        return True
+
     def _open(self, tp: TP, records: list[Message]) -> Read | None:
         reading = self._reading[tp]
         wanted = offset_of(reading.position)
         # After a seek a few records of before may still come.
         records = [message for message in records if message.offset() >= wanted]
         if not records:
-            return None
-        if reading.misses([message.offset() for message in records]):
-            self._seek(tp, wanted)
             return None
         start, end = reading.position, position_of(records[-1].offset() + 1)
         headers = [message.headers() for message in records]
@@ -299,13 +317,8 @@ class Poller(threading.Thread):
                     f"where this group reads on is no more on the cluster: {error.str()}",
                     remedy="`streamd check` shows the positions, `streamd reset` begins anew",
                 )
-            case KafkaError.UNKNOWN_TOPIC_OR_PART | KafkaError._UNKNOWN_PARTITION:
-                self._problem(error)
             case _:
-                if error.fatal():
-                    self._fatal = BrokerLost(f"the consumer cannot go on: {error.str()}")
-                else:
-                    self._problem(error)
+                self._problem(error)
 
     # Commands.
 
@@ -358,6 +371,7 @@ class Poller(threading.Thread):
         self.group_metadata = consumer.consumer_group_metadata()
         mine = {TP(place.topic, place.partition) for place in gained}
         self._assigned |= mine
+        self.gone -= {tp.partition for tp in mine}
         asyncio.run_coroutine_threadsafe(self._gaining(mine), self._loop)
 
     async def _gaining(self, mine: set[TP]) -> None:
@@ -367,10 +381,13 @@ class Poller(threading.Thread):
             self._failed(error)
 
     def _on_revoke(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
+        # The last checkpoint of what goes is made as a member of the group as it is now.
+        self.group_metadata = consumer.consumer_group_metadata()
         self._give_away(consumer, lost, gone=False)
 
     def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         log.warning("the cluster has given %d partitions to others: no sign of life", len(lost))
+        self.gone |= {place.partition for place in lost}
         self._give_away(consumer, lost, gone=True)
 
     def _give_away(self, consumer: Consumer, lost: list[TopicPartition], gone: bool) -> None:
@@ -406,7 +423,8 @@ class Poller(threading.Thread):
             )
 
     def _problem(self, error: KafkaError) -> None:
-        if error.fatal():
+        # As a message, what a fenced member gets says so by its code alone.
+        if error.fatal() or error.code() == KafkaError._FATAL:
             self._fatal = BrokerLost(f"the consumer cannot go on: {error.str()}")
         else:
             self._health.on_error(error)

@@ -16,12 +16,25 @@ from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.packs import count_header, cut
 from streamd.agentproc.kafka.sources import Tracer
-from streamd.errors import BrokerLost, Fenced
+from streamd.errors import BrokerError, BrokerLost, Fenced
 from streamd.failpoints import failpoint
 
 STAMP_HEADER = "streamd-stamp"  # of a row that was deleted: it has no value to carry it
 SLOW_FLUSH_S = 10.0
+TRIES = 5
 _TURN_S = 0.2
+_TAKEN_OVER = (
+    KafkaError._FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.FENCED_INSTANCE_ID,
+)
+# Another member came or went while a transaction was open; ours may be ours as before.
+_REBALANCED = (
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+)
 
 
 class Row(NamedTuple):
@@ -78,6 +91,7 @@ class Writer:
         Raises:
             Fenced: Another process has taken over; nothing counts.
             BrokerLost: It cannot be known what is durable; this process must end.
+            BrokerError: Nothing counts; the same may be tried again.
         """
         if self.transactional:
             self._transact(outputs, rows, markers, offsets)
@@ -97,11 +111,19 @@ class Writer:
 
     def put(self, rows: Iterable[Row]) -> None:
         """Make records durable by themselves. Raises as `commit`."""
-        if self.transactional:
-            self._transact((), rows, (), None)
-        else:
+        if not self.transactional:
             self._put(rows)
             self._flush()
+            return
+        again = list(rows)
+        for left in reversed(range(TRIES)):
+            try:
+                return self._transact((), again, (), None)
+            except (BrokerLost, Fenced):
+                raise
+            except BrokerError:
+                if not left:
+                    raise
 
     # Transactions.
 
@@ -147,15 +169,33 @@ class Writer:
                     # The same call again carries on where the one before was.
                     time.sleep(_TURN_S)
                     continue
-                if cause.code() in (
-                    KafkaError._FENCED,
-                    KafkaError.INVALID_PRODUCER_EPOCH,
-                    KafkaError.ILLEGAL_GENERATION,
-                    KafkaError.UNKNOWN_MEMBER_ID,
-                    KafkaError.FENCED_INSTANCE_ID,
-                ):
+                if cause.code() in _TAKEN_OVER:
                     raise Fenced(f"{what}: another process took over ({cause.str()})") from None
+                if not cause.fatal() and (
+                    cause.txn_requires_abort() or cause.code() in _REBALANCED
+                ):
+                    self._abort()
+                    raise BrokerError(f"{what}: {cause.str()}") from None
                 raise BrokerLost(f"{what}: {cause.str()}") from None
+
+    def _abort(self) -> None:
+        """Take a transaction back: nothing of it counts.
+
+        Raises:
+            BrokerLost: It cannot be known whether it does; the successor's start ends it.
+        """
+        while True:
+            try:
+                self._producer.abort_transaction()
+                break
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.fatal() or not cause.retriable():
+                    why = f"a transaction cannot be aborted: {cause.str()}"
+                    raise BrokerLost(why) from None
+                time.sleep(_TURN_S)
+        # What was told of its records is told of nothing that counts.
+        self._errors.clear()
 
     # Records.
 

@@ -15,7 +15,7 @@ from streamd.agentproc.kafka.sources import Gap, Highs, Run, sift
 
 Message = Any  # the client's own type calls every field optional
 
-MOST_HOLES = 3  # that stay: then a partition is one of transactions, or compacted
+MOST_LOOKS = 4  # for holes that stay: then a partition is one of transactions, or compacted
 
 
 class Passed(NamedTuple):
@@ -44,25 +44,26 @@ class Reading:
         self.turn = turn
         self.position = position  # the next one to hand over
         self.highs = highs
-        self._looked_again_at = -1  # up to this offset holes are in the log itself
-        self._holes = 0  # that were looked at again
+        self._holes: set[tuple[int, int]] = set()  # offsets around what is not in the log
+        self._looks = 0
 
     def misses(self, offsets: list[int]) -> bool:
         """Do records seem to be missing? Then they are to be asked for once more.
 
-        A hole that stays is in the log: marks of transactions, aborted ones, or a compaction.
-        One that does not was ours, e.g. records that were on their way when a seek was made.
+        A hole that is there again is in the log: marks of transactions, aborted ones, or a
+        compaction. One that is not was ours, e.g. records that were on their way when a seek
+        was made.
         """
         wanted = offset_of(self.position)
-        if self._holes > MOST_HOLES or offsets[-1] - wanted + 1 == len(offsets):
+        if self._looks == MOST_LOOKS or offsets[-1] - wanted + 1 == len(offsets):
             return False
-        for offset in offsets:
-            if offset > wanted > self._looked_again_at:
-                self._looked_again_at = offsets[-1]
-                self._holes += 1
-                return True
-            wanted = offset + 1
-        return False
+        before = [wanted - 1, *offsets]
+        holes = {pair for pair in zip(before, offsets, strict=False) if pair[1] - pair[0] > 1}
+        if holes <= self._holes:
+            return False
+        self._holes |= holes
+        self._looks += 1
+        return True
 
 
 class Columns:

@@ -368,6 +368,7 @@ class Recovery:
         return self._watermarks(tp)[1]
 
     def _watermarks(self, tp: TP) -> tuple[int, int]:
+        asked_at = time.monotonic()
         while True:
             try:
                 low, high = self._consumer.get_watermark_offsets(
@@ -377,9 +378,10 @@ class Recovery:
                 return low, high
             except KafkaException as error:
                 cause = error.args[0]
-                if not (cause.retriable() or cause.code() in AWAY_CODES):
+                unknown_yet = cause.code() in _UNKNOWN and time.monotonic() - asked_at < QUIET_S
+                if not (cause.retriable() or unknown_yet or cause.code() in AWAY_CODES):
                     raise BrokerError(f"{tp} cannot be read: {cause.str()}") from None
-                if cause.code() not in _MOMENTS:
+                if not unknown_yet and cause.code() not in _MOMENTS:
                     self._health.failed(f"{tp} cannot be read: {cause.str()}")
                 time.sleep(MOMENT_S)
 
@@ -389,6 +391,12 @@ _HOPELESS = (
     KafkaError._UNKNOWN_PARTITION,
     KafkaError._UNKNOWN_TOPIC,
     KafkaError._AUTO_OFFSET_RESET,
+)
+# A broker that has just come back does not know all its topics at once.
+_UNKNOWN = (
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
 )
 _MOMENTS = (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION)
 

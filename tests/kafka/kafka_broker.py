@@ -300,6 +300,8 @@ class Cluster:
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
             "log.cleaner.backoff.ms": "1000",
+            # A transaction whose process died is aborted when its time is over, not later.
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
             "log.cleaner.dedupe.buffer.size": str(16 << 20),
         }
 
