@@ -9,7 +9,7 @@ from streamd.cli.root import Command
 
 
 def demo(once: bool, kafka: bool, port: int | None, rate: int) -> int:
-    """Run the built-in word count on the embedded broker.
+    """Run the built-in word count, on the embedded log or on Kafka.
 
     Counts the words of an English text that every Python has, and serves the stats page.
     Writes only to a temporary folder. Ctrl-C ends it.
@@ -28,7 +28,9 @@ demo_command = Command(
             ["--once"], is_flag=True, help="Count the text once, check the result, and exit."
         ),
         click.Option(
-            ["--kafka"], is_flag=True, help="On the Kafka that --broker names, not embedded."
+            ["--kafka"],
+            is_flag=True,
+            help="On the Kafka that --broker names; without one on a Kafka that it starts.",
         ),
         click.Option(
             ["-p", "--web-port", "port"],

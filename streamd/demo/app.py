@@ -17,10 +17,13 @@ from streamd.web import Request, Response, Web
 POSTS_PER_S = float(os.environ.get("DEMO_POSTS_PER_S", "200"))
 POSTS_EACH_S = 0.05
 
-app = streamd.App("demo", topic_partitions=4)
+# On a cluster that others use, `streamd demo` gives each run names of its own.
+ID = os.environ.get("DEMO_ID", "demo")
+
+app = streamd.App(ID, topic_partitions=4)
 
 # Read posts are of no use any more: the log would grow for as long as the demo runs.
-posts_topic = app.topic("posts", value_type=str, retention=10.0)
+posts_topic = app.topic(f"{ID}-posts", value_type=str, retention=60.0)
 
 word_counts = app.Table("word_counts", default=int, help="How often each word was seen.")
 

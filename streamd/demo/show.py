@@ -12,14 +12,16 @@ import signal
 import sys
 import tempfile
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any, Protocol
 
-from streamd.demo import text
+from streamd.demo import broker, text
 from streamd.demo.instance import ask, read_counts
-from streamd.errors import ConfigError, StreamdError, TimedOut, UsageError
+from streamd.errors import StreamdError, TimedOut, UsageError
 from streamd.instance import Folder, instance_name
+from streamd.secrets import mask
 
 NAME = "demo"
 TABLE = "word_counts"
@@ -61,11 +63,6 @@ def run(
     Raises:
         StreamdError: The tree could not be started, or stood still.
     """
-    if kafka:
-        raise ConfigError(
-            "the demo runs on the embedded log; kafka:// comes with the next version",
-            remedy="streamd demo",
-        )
     kept = given.settings.get("datadir")
     if once and kept and Path(kept).exists() and any(Path(kept).iterdir()):
         raise UsageError(
@@ -76,9 +73,19 @@ def run(
     home = Path(tempfile.mkdtemp(prefix="streamd-demo-"))
     try:
         show = _Show(given, home, port=port, posts_per_s=0.0 if once else rate)
+        if kafka:
+            return asyncio.run(_on_kafka(show, given.settings, once=once))
         return asyncio.run(show.run(once=once))
     finally:
         shutil.rmtree(home)
+
+
+async def _on_kafka(show: "_Show", options: dict[str, str], *, once: bool) -> int:
+    # The tree takes it from the environment, and so does what sends to it from here.
+    id = os.environ["DEMO_ID"] = f"{NAME}-{uuid.uuid4().hex[:8]}"
+    async with broker.kafka(id, options) as url:
+        _say(f"On {mask(url)}, as {id}.")
+        return await show.run(once=once, broker_url=url)
 
 
 class _Show:
@@ -99,8 +106,10 @@ class _Show:
         self._stop_asked = asyncio.Event()
         self._tree: asyncio.subprocess.Process | None = None
 
-    async def run(self, *, once: bool) -> int:
+    async def run(self, *, once: bool, broker_url: str = "") -> int:
         """Start the tree, show it, end it; the exit code."""
+        if broker_url:
+            self._settings["broker"] = broker_url
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             loop.add_signal_handler(number, self._pass_on, number)
@@ -218,7 +227,9 @@ class _Show:
         """Append every post, durably; once, whatever restarts meanwhile."""
         from streamd.demo.app import app, posts_topic  # noqa: PLC0415 - the tree runs it, not we
 
-        app.configure(os.environ, None, {"datadir": self._settings["datadir"]})
+        # Of these alone the log depends.
+        options = {k: v for k, v in self._settings.items() if k in ("datadir", "broker")}
+        app.configure(os.environ, None, options)
         async with app.client():
             for post in text.posts():
                 await posts_topic.send(value=post)

@@ -30,8 +30,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Do what was asked and print the url where there is one."""
     folder = folder_of(arguments.name)
     if arguments.do == "start":
-        cluster = kafka_broker.start(folder, nodes=arguments.nodes, port=arguments.port)
+        parent = os.getpid() if arguments.hold else 0
+        cluster = kafka_broker.start(
+            folder, nodes=arguments.nodes, port=arguments.port, parent=parent
+        )
         sys.stdout.write(f"{cluster.url}\n")
+        if arguments.hold:
+            sys.stdout.flush()
+            sys.stdin.read()
+            kafka_broker.stop(folder)
     elif arguments.do == "stop":
         if not kafka_broker.stop(folder):
             sys.stderr.write("no broker was there\n")
@@ -53,6 +60,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=1, choices=(1, 3), help="default: 1")
     parser.add_argument("--port", type=int, help="of the first node; default: a free one")
     parser.add_argument("--name", default="kafka", help="to run several")
+    parser.add_argument("--hold", action="store_true", help="stop when the input ends")
     try:
         run(parser.parse_args())
     except StreamdError as error:

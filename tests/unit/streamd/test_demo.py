@@ -150,10 +150,12 @@ def test_a_taken_port_is_told_with_the_tree_s_exit_code(place: Path) -> None:
     assert port in done.stderr.decode()
 
 
-def test_kafka_is_promised_for_the_next_version(place: Path) -> None:
+def test_kafka_and_another_broker_contradict_each_other(place: Path) -> None:
     done = subprocess.run(
-        _command("--kafka"), env=_environment(place), capture_output=True, timeout=60
-    )
+        [*_command("--kafka"), "--broker", "embedded://"],
+        env=_environment(place), capture_output=True, timeout=60,
+    )  # fmt: skip
 
     assert done.returncode == 78
-    assert "next version" in done.stderr.decode()
+    assert "contradict each other" in done.stderr.decode()
+    assert list((place / "tmp").iterdir()) == []
