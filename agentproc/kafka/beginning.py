@@ -58,6 +58,8 @@ def first_positions(
     Raises:
         ConfigError: An agent has none, and must have one.
     """
+    # `reset` leaves a marker without any: all is to be done again, wherever it began.
+    is_reset = before.resets > 0 and not before.positions
     positions = {agent: dict(known) for agent, known in before.positions.items()}
     for agent, topics in agents.items():
         for topic in topics:
@@ -68,6 +70,7 @@ def first_positions(
             if tp in handed and handed[tp] <= end:
                 offset = handed[tp]
             else:
-                offset = beginning(resets.get(topic, "earliest"), agent, tp, low, end)
+                reset = "earliest" if is_reset else resets.get(topic, "earliest")
+                offset = beginning(reset, agent, tp, low, end)
             positions[agent][topic] = position_of(offset)
     return positions

@@ -24,7 +24,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "worker": ("launch", "Run everything in one process, in the foreground."),
         "start": ("launch", "Start the daemon: a process for each group, and the stats page."),
-        "demo": ("demo", "Run the built-in word count on the embedded broker."),
+        "demo": ("demo", "Run the built-in word count, on the embedded log or on Kafka."),
     },
     "Control": {
         "stop": ("control", "Stop: finish what runs, checkpoint, exit."),
