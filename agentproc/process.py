@@ -66,6 +66,8 @@ COLD_S = 0.3
 GOODBYE_S = 0.2
 REHEARSED_ROWS = 100  # of each partition of each table
 
+STORES = "store"  # in the data directory
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_COLD = 3
@@ -450,8 +452,14 @@ def make_broker(app: App, plan: Plan) -> Broker:
             # Processes on the embedded log need none of it.
             from streamd.agentproc.broker.kafka import KafkaBroker  # noqa: PLC0415
 
-            home = installation(Path(plan.datadir))
-            return KafkaBroker(settings, app.topic_infos(), home, gateway=plan.gateway)
+            datadir = Path(plan.datadir)
+            return KafkaBroker(
+                settings,
+                app.topic_infos(),
+                installation(datadir),
+                gateway=plan.gateway,
+                stores=datadir / STORES,
+            )
         case _:
             raise ConfigError(
                 f"the broker is {settings.broker!r}, and this version has none for {kind}",

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -24,7 +25,6 @@ from streamd.agentproc.broker import (
     Holder,
     Output,
     Subscription,
-    TableChange,
 )
 from streamd.agentproc.kafka import beginning, declaring, members, options, topics
 from streamd.agentproc.kafka.appending import Appender
@@ -43,9 +43,11 @@ from streamd.agentproc.kafka.progress import Progress
 from streamd.agentproc.kafka.reading import Read
 from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
 from streamd.agentproc.kafka.sources import Tracer
+from streamd.agentproc.kafka.storing import LocalTables
 from streamd.agentproc.kafka.watching import Ends
+from streamd.agentproc.store.rows import Rows
 from streamd.config import Settings
-from streamd.errors import Fenced
+from streamd.errors import Fenced, StreamdError
 from streamd.failpoints import failpoint
 from streamd.wire import TopicInfo
 
@@ -56,6 +58,7 @@ T = TypeVar("T")
 TELL_OFFSETS_S = 1.0
 WATCH_S = 1.0
 CLOSE_S = 5.0
+SAVE_S = 5.0  # a group that gives partitions away waits for its stores
 AWAY_PAUSE_S = 0.2
 
 
@@ -67,6 +70,7 @@ class KafkaBroker:
         installation: Tells this data directory's members from another host's.
         patience_s: How long to wait for a cluster that is away; None: for ever.
         gateway: Where other hosts reach this one's pages.
+        stores: The folder of local copies of tables; None: there are none.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class KafkaBroker:
         installation: str,
         patience_s: float | None = None,
         gateway: str = "",
+        stores: Path | None = None,
     ) -> None:
         self.settings = settings
         self.traces = settings.processing_guarantee == "at_least_once"
@@ -85,6 +90,7 @@ class KafkaBroker:
         self.health = Health(self.reach["bootstrap.servers"])
         self.reach["error_cb"] = self.health.on_error
         self.patience_s = patience_s
+        self.stores = stores
         self.declared = {topic.name: topic for topic in declared}
         self._admin: AdminClient | None = None
         self._counts: dict[str, int] = {}  # topic -> partitions
@@ -205,7 +211,7 @@ class KafkaSession:
         )
         self._tracer = Tracer()
         self._markers: dict[int, Marker] = {}  # partition -> the newest
-        self._rows: dict[tuple[str, int], dict[bytes, bytes]] = {}  # recovered, not yet loaded
+        self._rows: dict[tuple[str, int], Rows] = {}  # recovered, not yet loaded
         self._progress: dict[TP, Progress] = {}
         self._turns: dict[TP, int] = {}  # partition -> seeks
         self._ends: dict[TP, int] = {}  # partition -> the position after what was read
@@ -216,6 +222,10 @@ class KafkaSession:
         self._told_at = 0.0
         self._written = Ends()
         self._watched_at = 0.0
+        self._local: LocalTables | None = None
+        if broker.stores is not None and self._home.changelogs:
+            self._local = LocalTables(broker.stores, self._home.changelogs, self._alone)
+        self._keeping: asyncio.Task[None] | None = None
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="kafka writes")
         self._recovering = ThreadPoolExecutor(1, thread_name_prefix="kafka recovery")
         self._writer: Writer | None = None
@@ -256,6 +266,14 @@ class KafkaSession:
             if not self._opened.done():
                 await self._gain(set())  # it is a member, of more than there are partitions
         await self._opened
+        if self._local is not None:
+            self._keeping = loop.create_task(self._keep(self._local))
+
+    async def _keep(self, local: LocalTables) -> None:
+        try:
+            await local.run()
+        except Exception as error:
+            self._failed(error)
 
     def _prepare(self) -> None:
         """Make and check the topics; make the producer. Blocks."""
@@ -270,7 +288,11 @@ class KafkaSession:
         topics.check_counts(own, there)
         # All of it is there mostly: the process `log` makes it while the app starts.
         if missing := [topic for topic in own if topic.name not in there]:
-            broker.ensure(missing)
+            there |= broker.ensure(missing)
+        if self._local is not None:
+            self._local.topic_ids = {
+                topic: there[topic].id for topic in self._home.changelogs.values()
+            }
         self._writer = self._writing.submit(self._make_writer).result()
 
     def _make_writer(self) -> Writer:
@@ -329,7 +351,7 @@ class KafkaSession:
         reader = options.reader(self._broker.reach, f"{self._group}.recovery")
         health = self._broker.health
         recovery = Recovery(
-            reader, self._home, self._put, health, self._says, self._handed_over
+            reader, self._home, self._put, health, self._says, self._handed_over, self._local
         )
         try:
             return recovery.take(partitions)
@@ -368,6 +390,8 @@ class KafkaSession:
         self._written.begin(partition, taken.ends)
         for table, rows in taken.rows.items():
             self._rows[table, partition] = rows
+        if self._local is not None:
+            self._local.begin(partition, marker, taken.rows)
         for agent, names in self._subscription.agents.items():
             for topic in names:
                 tp = TP(topic, partition)
@@ -400,6 +424,9 @@ class KafkaSession:
             self.generation += 1
             if self._holder is not None:
                 await self._holder.lose(partitions, gone=gone)
+            if self._local is not None:
+                await self._save(self._local, wanted=not gone)
+                await self._local.release(lost)
             self._tracer.forget(lost)
             self._written.forget(lost)
             self.positions = {
@@ -416,9 +443,9 @@ class KafkaSession:
 
     async def load(self, table: str, partition: int) -> list[tuple[bytes, bytes]]:
         failpoint("load.before-read")
-        rows = list(self._rows.pop((table, partition), {}).items())
+        rows = self._rows.pop((table, partition), None)
         failpoint("load.after-read")
-        return rows
+        return rows.all if rows is not None else []
 
     async def poll(self, max_events: int) -> list[Batch]:
         while True:
@@ -473,6 +500,16 @@ class KafkaSession:
             return
         if self._failure is not None:
             raise self._failure
+        if self._local is None:
+            await self._commit(checkpoint)
+            return
+        async with self._local.committing:
+            touched = await self._commit(checkpoint)
+            markers = {partition: self._markers[partition] for partition in touched}
+            self._local.landed(checkpoint.changes, markers, self._written.ends)
+
+    async def _commit(self, checkpoint: Checkpoint) -> set[int]:
+        """Make a checkpoint durable; the partitions that it touched."""
         assert self._writer is not None, "the session is not open"
         positions = {
             (agent, tp): self._progress[tp].beyond(at)
@@ -504,33 +541,47 @@ class KafkaSession:
             self._writing, self._writer.commit, checkpoint.outputs, rows, markers,
             Offsets(offsets, self._metadata()) if self._exactly_once else None,
         )  # fmt: skip
-        if not self._exactly_once:
-            await self._watch(checkpoint.changes)
+        for change in checkpoint.changes:
+            topic = self._home.changelogs[change.table]
+            self._written.wrote(topic, change.partition, len(change.rows))
+        now = time.monotonic()
+        if checkpoint.changes and now - self._watched_at >= WATCH_S:
+            await self._alone()
         failpoint("commit.after-commit")
         now = time.monotonic()
         if self._poller is not None and now - self._told_at > TELL_OFFSETS_S:
             self._told_at = now
             if not self._exactly_once:
                 self._poller.commit(offsets)
+        return touched
 
-    async def _watch(self, written: list[TableChange]) -> None:
-        """See about each second whether the changelogs are ours alone.
+    async def _alone(self) -> set[TP]:
+        """The changelogs that nobody else has written to; while no checkpoint is under way.
 
         Raises:
-            Fenced: They are not; the successor of this process repairs them.
+            Fenced: Somebody has; the successor of this process repairs them.
         """
-        for change in written:
-            topic = self._home.changelogs[change.table]
-            self._written.wrote(topic, change.partition, len(change.rows))
-        now = time.monotonic()
-        if not written or now - self._watched_at < WATCH_S:
-            return
-        self._watched_at = now
+        written = self._written
+        if self._exactly_once:
+            # A transaction of somebody else's would not have been committed.
+            return set(written.all())
+        self._watched_at = time.monotonic()
         ends = await self._in_thread(
-            self._writing, topics.ends, self._broker.admin, self._written.all()
+            self._writing, topics.ends, self._broker.admin, written.all()
         )
-        if foreign := self._written.foreign(ends):
+        if foreign := written.foreign(ends):
             raise Fenced(f"another process has written to {', '.join(map(str, foreign))}")
+        return written.alone(ends)
+
+    async def _save(self, local: LocalTables, wanted: bool) -> None:
+        """Write to the stores what waits; what cannot be known to count is left out."""
+        if not wanted or self._failure is not None:
+            return
+        try:
+            async with asyncio.timeout(SAVE_S):
+                await local.save()
+        except (TimeoutError, StreamdError) as error:
+            log.debug("group %s leaves its stores behind: %r", self._subscription.group, error)
 
     def _marker_row(self, partition: int) -> Row:
         positions: dict[str, dict[str, int]] = {}
@@ -574,6 +625,12 @@ class KafkaSession:
 
     async def close(self, *, leave: bool = False) -> None:
         self._broker.closed(self)
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = None
+            assert self._local is not None
+            await self._save(self._local, wanted=True)
+            await self._local.close()
         poller, self._poller = self._poller, None
         if poller is not None:
             poller.end(leave)

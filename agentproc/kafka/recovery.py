@@ -1,7 +1,8 @@
 """Taking partitions over: what counts of them, and making sure that nothing else ever will.
 
 1. Read the markers to their end: the newest incarnation's last one says what counts.
-2. Read each changelog to its end: rows that count make the table; keys that have later rows,
+2. Read each changelog to its end, where a local store has its rows only what came since: rows
+   that count make the table; keys that have later rows,
    written by an owner that died before its marker, are repaired: the row that counts is written
    again.
 3. Claim: a marker of a new incarnation, with the changelogs' ends as its starts. From there on
@@ -38,7 +39,9 @@ from streamd.agentproc.kafka.markers import (
 )
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.producing import STAMP_HEADER, Row
+from streamd.agentproc.kafka.storing import LocalTables
 from streamd.agentproc.kafka.topics import AWAY_CODES
+from streamd.agentproc.store.rows import Rows
 from streamd.errors import BrokerError, BrokerLost, ConfigError, Fenced
 from streamd.failpoints import failpoint
 
@@ -65,7 +68,7 @@ class Taken:
 
     marker: Marker  # this incarnation's claim
     sources: dict[str, Extent]  # topic -> what it holds
-    rows: dict[str, dict[bytes, bytes]]  # table -> key -> value
+    rows: dict[str, Rows]  # table -> what it holds
     ends: dict[str, int] = field(default_factory=dict)  # changelog -> its end after the claim
 
 
@@ -91,6 +94,7 @@ class Recovery:
         progress: Told each second how far it is.
         handed: The offsets of partitions of which no marker tells, where somebody else has
             committed any.
+        local: Has what is on this machine's disk.
     """
 
     def __init__(
@@ -101,7 +105,9 @@ class Recovery:
         health: Health,
         progress: Callable[[str], None],
         handed: Callable[[list[TP]], dict[TP, int]] = lambda tps: {},
+        local: LocalTables | None = None,
     ) -> None:
+        self._local = local
         self._home = home
         self._put = put
         self._health = health
@@ -284,27 +290,39 @@ class Recovery:
 
     def _rows(
         self, before: dict[int, Marker], extents: dict[TP, Extent]
-    ) -> tuple[dict[TP, dict[bytes, bytes]], dict[TP, dict[bytes, bytes | None]]]:
+    ) -> tuple[dict[TP, Rows], dict[TP, dict[bytes, bytes | None]]]:
         """The rows that count, and what is to be written again for those that came later."""
-        rows: dict[TP, dict[bytes, bytes]] = {tp: {} for tp in extents}
+        rows, unread = self._stored(before, extents)
+        changes = {tp: each.changes for tp, each in rows.items()}
         late: dict[TP, set[bytes]] = {tp: set() for tp in extents}
         own = {p: marker.incarnation.stamp(0)[:8] for p, marker in before.items()}
         starts = {tp: before[tp.partition].starts.get(tp.topic, 0) for tp in extents}
         numbers = {p: marker.number for p, marker in before.items()}
-        for tp, offset, key, value, stamp in self._records(extents, "rows"):
+        for tp, offset, key, value, stamp in self._records(unread, "rows"):
             if offset >= starts[tp]:
                 number = int.from_bytes(stamp[8:STAMP_BYTES], "big")
                 if stamp[:8] != own[tp.partition] or number > numbers[tp.partition]:
                     late[tp].add(key)
                     continue
-            if value is None:
-                rows[tp].pop(key, None)
-            else:
-                rows[tp][key] = value[STAMP_BYTES:]
-        repairs: dict[TP, dict[bytes, bytes | None]] = {
-            tp: {key: rows[tp].get(key) for key in keys} for tp, keys in late.items() if keys
-        }
+            changes[tp][key] = None if value is None else value[STAMP_BYTES:]
+        repairs = {tp: rows[tp].values_of(keys) for tp, keys in late.items() if keys}
+        for each in rows.values():
+            each.fold()
         return rows, repairs
+
+    def _stored(
+        self, before: dict[int, Marker], extents: dict[TP, Extent]
+    ) -> tuple[dict[TP, Rows], dict[TP, Extent]]:
+        """What stores have of the changelogs, and what is to be read beside it."""
+        rows = {tp: Rows() for tp in extents}
+        unread = dict(extents)
+        for tp, (low, high) in extents.items():
+            if self._local is None:
+                break
+            if known := self._local.known(tp, before[tp.partition], low, high):
+                rows[tp].stored = known.rows
+                unread[tp] = Extent(known.offset, high)
+        return rows, unread
 
     def _records(
         self, extents: dict[TP, Extent], what: str
@@ -412,4 +430,5 @@ def _stamp_of(headers: list[tuple[str, bytes]] | None) -> bytes:
 def _progress(count: int, total: int, took_s: float, what: str) -> str:
     rate = count / took_s if took_s else 0.0
     left = f", {max(0, total - count) / rate:.0f} s left" if rate else ""
-    return f"recovers {what}: {100 * count / max(1, total):.0f} %, {rate / 1000:.0f} k/s{left}"
+    done = f"{100 * count / max(1, total):.0f} %"
+    return f"recovers {what}: {done}, {rate / 1000:.0f} k {what}/s{left}"

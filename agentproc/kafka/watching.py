@@ -28,9 +28,18 @@ class Ends:
         """So many rows of ours are there now."""
         self._ends[TP(topic, partition)] += count
 
+    @property
+    def ends(self) -> dict[TP, int]:
+        """Each changelog's end, by what was written; transactions' marks come on top."""
+        return self._ends
+
     def all(self) -> list[TP]:
         """What is watched."""
         return list(self._ends)
+
+    def alone(self, ends: dict[TP, int]) -> set[TP]:
+        """Where nobody else has written, by the ends that the cluster tells."""
+        return {tp for tp, end in ends.items() if end == self._ends.get(tp)}
 
     def foreign(self, ends: dict[TP, int]) -> list[TP]:
         """Where somebody else has written, by the ends that the cluster tells."""
