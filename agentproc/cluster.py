@@ -49,7 +49,7 @@ from streamd.wire import (
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-PATIENCE_S = 8.0  # of who asks from outside
+PATIENCE_S = 5.0  # of who asks from outside
 COLD = 3
 ORPHANED = 70
 

@@ -87,7 +87,7 @@ class KafkaBroker:
         self.installation = installation
         self.gateway = gateway
         self.reach = options.connection(settings)
-        self.health = Health(self.reach["bootstrap.servers"])
+        self.health = Health(self.reach["bootstrap.servers"], tells=patience_s is None)
         self.reach["error_cb"] = self.health.on_error
         self.patience_s = patience_s
         self.stores = stores
@@ -164,7 +164,10 @@ class KafkaBroker:
                 self.health.failed(str(error))
                 waited_s = time.monotonic() - asked_at
                 if self.patience_s is not None and waited_s >= self.patience_s:
-                    raise
+                    raise topics.Away(
+                        self.health.trouble,
+                        remedy="see that it runs, and that `broker` names it",
+                    ) from error
                 time.sleep(AWAY_PAUSE_S)
         self.health.worked()
         return answer

@@ -18,8 +18,9 @@ from streamd.wire import GroupInfo, Hello
 
 if TYPE_CHECKING:
     from streamd.agentproc.kafka.client import KafkaLog
+    from streamd.agentproc.kafka.making import Survey
 
-PATIENCE_S = 8.0  # a command is to end within about ten seconds
+PATIENCE_S = 5.0  # a command is to end within about ten seconds
 
 
 @contextlib.asynccontextmanager
@@ -79,6 +80,19 @@ def reset(
     with locked(datadir):
         broker = KafkaBroker(app.settings, hello.topics, installation(datadir), PATIENCE_S)
         return resetting.reset(broker, groups, partitions, dry_run=dry_run)
+
+
+def topics_on_kafka(app: App, hello: Hello) -> "Survey":
+    """How the topics of an app on Kafka are, and what a start would make; makes nothing.
+
+    Raises:
+        BrokerError: The cluster is away, or refuses.
+    """
+    from streamd.agentproc.broker.kafka import KafkaBroker  # noqa: PLC0415
+    from streamd.agentproc.kafka.making import survey  # noqa: PLC0415
+
+    broker = KafkaBroker(app.settings, hello.topics, "", PATIENCE_S)
+    return survey(broker, hello.groups, hello.tables)
 
 
 def _cluster_of(app: App, datadir: Path) -> "KafkaLog":

@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 MOST_CURSORS = 64
 THREADS = 16
+APPEND_S = 8.0  # a command is to end within about ten seconds
 MAX_FETCH_BYTES = 4 * 1024 * 1024
 
 
@@ -37,7 +38,7 @@ class KafkaLog:
     def __init__(self, broker: KafkaBroker, groups: list[GroupInfo]) -> None:
         self.broker = broker
         self._groups = groups
-        self._appender = Appender(options.at_once(broker.reach))
+        self._appender = Appender(options.at_once(broker.reach, APPEND_S))
         self._placing = Placing(broker.partitions_of)
         self._cursors: OrderedDict[TP, _Cursor] = OrderedDict()
         self._appending = ThreadPoolExecutor(1, thread_name_prefix="kafka appends")

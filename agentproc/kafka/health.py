@@ -29,11 +29,17 @@ class Health:
 
     Attributes:
         waits_for: What this process waits for, for people; "" while all is well.
+        trouble: The last failure in a sentence.
     """
 
-    def __init__(self, servers: str) -> None:
-        self.waits_for = ""
+    def __init__(self, servers: str, *, tells: bool = True) -> None:
+        """
+        Args:
+            tells: Log it; else who asks is told with an error alone.
+        """
+        self.waits_for = self.trouble = ""
         self._servers = servers
+        self._tells = tells
         self._lock = threading.Lock()
         self._reason = ""
         self._since = self._said_at = 0.0
@@ -56,9 +62,12 @@ class Health:
         now = time.monotonic()
         with self._lock:
             why = self._reason or why
-            if not self._since:
+            self.trouble = f"the cluster at {self._servers} cannot be reached: {why}"
+            if not self._tells:
+                self._since = self._since or now
+            elif not self._since:
                 self._since = self._said_at = now
-                log.warning("the cluster at %s cannot be reached: %s", self._servers, why)
+                log.warning("%s", self.trouble)
             elif now - self._said_at >= SAY_AGAIN_S:
                 self._said_at = now
                 log.warning(
@@ -72,7 +81,7 @@ class Health:
         if not self._since:
             return
         with self._lock:
-            if self._since:
+            if self._since and self._tells:
                 away_s = time.monotonic() - self._since
                 log.info("the cluster can be reached again after %.0f s", away_s)
             self._since = 0.0

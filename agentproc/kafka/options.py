@@ -114,13 +114,13 @@ def producer(reach: Options, *, transactional_id: str | None, transaction_ms: in
     return options
 
 
-def at_once(reach: Options) -> Options:
-    """A producer for records that somebody waits for."""
+def at_once(reach: Options, within_s: float = 30.0) -> Options:
+    """A producer for records that somebody waits for; later than `within_s` none is written."""
     return {
         **reach,
         "enable.idempotence": True,
         "acks": "all",
         "linger.ms": 0,
         "partitioner": "murmur2_random",
-        "message.timeout.ms": 30_000,
+        "message.timeout.ms": int(within_s * 1000),
     }

@@ -50,7 +50,7 @@ def reset(
             stands.
         BrokerError: The cluster is away, or refuses.
     """
-    _refuse_members(broker, groups)
+    broker.patiently(lambda: _refuse_members(broker, groups))
     names = sorted({topic for group in groups for topic in declaring.topics_of(group)})
     found = broker.patiently(lambda: topics.describe(broker.admin, names, topics.TRY_S))
     tps = [

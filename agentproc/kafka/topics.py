@@ -46,6 +46,12 @@ class Wanted:
     exact: bool = False  # another number of partitions is an error, not taken as it is
     said: frozenset[str] | None = None  # what must hold of `config`, and "copies"; None: all
 
+    @property
+    def shape(self) -> str:
+        """What it would be, for people."""
+        parts = [f"partitions {self.partitions}", f"copies {self.copies}"]
+        return ", ".join([*parts, *(f"{key} {value}" for key, value in self.config.items())])
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -154,16 +160,10 @@ def not_to_be_made(missing: Sequence[Wanted]) -> ConfigError:
     topic = missing[0]
     return ConfigError(
         f"topic {topic.name!r} is not on the cluster, and topic_allow_declare is off",
-        seen=[f"{each.name} would have {described(each)}" for each in missing],
+        seen=[f"{each.name} would have {each.shape}" for each in missing],
         remedy=f"kafka-topics.sh --create --topic {topic.name} --partitions "
         f"{topic.partitions} …, or topic_allow_declare=True",
     )
-
-
-def described(topic: Wanted) -> str:
-    """A topic's shape, for people (pure)."""
-    parts = [f"partitions {topic.partitions}", f"copies {topic.copies}"]
-    return ", ".join([*parts, *(f"{key} {value}" for key, value in topic.config.items())])
 
 
 def differences(topic: Wanted, found: Found, config: Mapping[str, str]) -> list[str]:

@@ -1,30 +1,21 @@
-"""`agents topics tables models cron check config`: what an app is.
+"""`agents topics tables models cron config`: what an app is.
 
 Told by the running instance, else by importing the app here.
 """
 
 import datetime
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
-from streamd.cli import output, talk, target
-from streamd.cli.imported import figures_of, hello_of, import_app
-from streamd.cli.options import display_path, given
+from streamd.cli import output, talk
+from streamd.cli.imported import figures_of, hello_of
+from streamd.cli.options import given
 from streamd.cli.root import Command
-from streamd.config import Settings, broker_kind
+from streamd.config import Settings
 from streamd.cron import Cron, zone_of
-from streamd.errors import StreamdError, UsageError
-from streamd.secrets import mask
+from streamd.errors import UsageError
 from streamd.wire import Hello, TimerInfo, TopicInfo
-
-LOOPBACK = ("127.", "::1", "localhost", "unix:")
-LOW_DISK_BYTES = 1024**3
 
 
 def one_or_all(
@@ -308,136 +299,4 @@ config_command = Command(
         _argument(),
         click.Option(["--changed"], is_flag=True, help="Only what differs from the default."),
     ],
-)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of `check`."""
-
-    level: str  # "ok" | "warn" | "fail"
-    subject: str
-    text: str
-    remedy: str | None = None
-
-
-def check(strict: bool) -> int:
-    """Check app, settings, groups, broker and web.
-
-    Imports the app in this process; exits 1 when something fails.
-    """
-    findings = list(_check())
-    failed = sum(finding.level == "fail" for finding in findings)
-    warned = sum(finding.level == "warn" for finding in findings)
-    if given().json:
-        output.say_json(
-            {
-                "schema": "streamd.check/1",
-                "failed": failed,
-                "warnings": warned,
-                "findings": msgspec.to_builtins(findings),
-            }
-        )
-    else:
-        for finding in findings:
-            level = output.colored(f"{finding.level:<5}", finding.level)
-            output.say(f"{level} {finding.subject:<11} {finding.text}")
-            if finding.remedy and finding.level != "ok":
-                output.say(f"      {'':<11} Try: {finding.remedy}")
-        summary = [f"{failed} failed"] if failed else []
-        summary += [output.plural(warned, "warning")] if warned else []
-        output.say(", ".join(summary) or "All is well.")
-    return 1 if failed or (strict and warned) else 0
-
-
-def _check() -> Iterator[Finding]:
-    try:
-        app, origin = import_app(given())
-        hello = app.hello(origin, alone=False)
-    except UsageError:
-        raise
-    except StreamdError as error:
-        text = "\n".join([str(error), *(f"{'':<18}{line}" for line in error.seen)])
-        yield Finding("fail", "app", text, error.remedy)
-        return
-    yield _check_app(hello)
-    yield _check_settings(hello)
-    yield from _check_groups(hello)
-    yield from (Finding("warn", "app", warning) for warning in hello.warnings)
-    yield from (Finding("warn", "settings", text) for text in app.settings.warnings)
-    yield from _check_broker(hello.settings)
-    yield _check_web(hello.settings)
-
-
-def _check_app(hello: Hello) -> Finding:
-    agents = sum(len(group.agents) for group in hello.groups)
-    counts = [output.plural(agents, "agent"), output.plural(len(hello.tables), "table")]
-    for kind in ("task", "timer", "crontab"):
-        if number := sum(timer.kind == kind for timer in hello.timers):
-            counts.append(output.plural(number, kind))
-    if hello.routes:
-        counts.append(output.plural(len(hello.routes), "page"))
-    return Finding("ok", "app", f"{hello.origin}, id {hello.app_id}, {', '.join(counts)}")
-
-
-def _check_settings(hello: Hello) -> Finding:
-    changed = [each.name for each in hello.settings_shown if each.origin != "default"]
-    file = target.settings_file(given())
-    where = f"{display_path(file)}; " if file else ""
-    names = f" ({', '.join(changed)})" if changed else ""
-    return Finding("ok", "settings", f"{where}{len(changed)} changed from default{names}")
-
-
-def _check_groups(hello: Hello) -> Iterator[Finding]:
-    for group in hello.groups:
-        parts = [", ".join(agent.label for agent in group.agents)]
-        if group.tables:
-            parts.append(f"tables {', '.join(group.tables)}")
-        if group.processes > 1:
-            parts.append(output.plural(group.processes, "process"))
-        if group.auto:
-            parts.append("more processes when it is behind")
-        if group.why:
-            parts.append(group.why)
-        yield Finding("ok", "group", f"{group.name}: {'; '.join(filter(None, parts))}")
-
-
-def _check_broker(settings: dict[str, Any]) -> Iterator[Finding]:
-    broker = str(settings["broker"])
-    if broker_kind(broker) != "embedded":
-        yield Finding("ok", "broker", mask(broker))
-        return
-    datadir = Path(settings["datadir"])
-    there = datadir
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    text = f"embedded, {display_path(datadir)}, {output.size(free)} free"
-    if free < LOW_DISK_BYTES:
-        yield Finding("warn", "broker", text, "free some space, or another --datadir")
-    else:
-        yield Finding("ok", "broker", text)
-
-
-def _check_web(settings: dict[str, Any]) -> Finding:
-    if not settings["web_enabled"]:
-        return Finding("ok", "web", "off")
-    bind, port = str(settings["web_bind"]), settings["web_port"]
-    address = bind if bind.startswith("unix:") else f"http://{bind}:{port}"
-    if not bind.startswith(LOOPBACK) and not settings.get("web_token"):
-        return Finding(
-            "warn",
-            "web",
-            f"{address} can be reached from outside, and there is no web_token: "
-            "the page is read-only and shows no values",
-            "STREAMD_WEB_TOKEN, or web_token_file in streamd.toml",
-        )
-    return Finding("ok", "web", address)
-
-
-check_command = Command(
-    "check",
-    callback=check,
-    help=check.__doc__,
-    params=[click.Option(["--strict"], is_flag=True, help="Warnings fail too (for CI).")],
 )

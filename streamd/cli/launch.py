@@ -98,7 +98,7 @@ def worker() -> None:
 worker_command = Command("worker", callback=worker, help=worker.__doc__, params=web_options())
 
 
-def start(foreground: bool, wait: bool, timeout: float) -> int:
+def start(foreground: bool, wait: bool, timeout: float, dry_run: bool) -> int:
     """Start the daemon: a process for each group, and the stats page.
 
     Returns when every process is ready, and prints the address of the stats page. Under
@@ -106,6 +106,11 @@ def start(foreground: bool, wait: bool, timeout: float) -> int:
     what already runs is no error.
     """
     options = given()
+    if dry_run:
+        # The only form of a start that imports the app here.
+        from streamd.cli.check import plan  # noqa: PLC0415
+
+        return plan()
     if foreground or os.getpid() == 1 or is_systemds():
         run_foreground(options, "start")
     return run_daemon(options, wait=wait, timeout_s=timeout)
@@ -131,6 +136,11 @@ start_command = Command(
             default="60s",
             show_default=True,
             help="How long to wait for ready.",
+        ),
+        click.Option(
+            ["--dry-run"],
+            is_flag=True,
+            help="Only say what would be made: groups, and topics on Kafka.",
         ),
         *web_options(),
     ],

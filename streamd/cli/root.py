@@ -70,7 +70,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "reset": ("reset", "Delete tables and offsets; they are rebuilt from the log."),
     },
     "Set up": {
-        "check": ("describe", "Check app, settings, groups, broker and web."),
+        "check": ("check", "Check app, settings, groups, broker and web."),
         "config": ("describe", "Show every setting, its value, and where it came from."),
         "unit": ("unit", "Print a systemd unit that runs the app."),
         "completion": ("completion", "Print a completion script."),

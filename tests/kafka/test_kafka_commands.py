@@ -1,12 +1,16 @@
 """The commands on an app on Kafka, with and without a running instance."""
 
+import json
 import sys
+import time
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from kafka_app import WORDS, Site, eventually, site
 from kafka_clients import unique
 
@@ -130,6 +134,85 @@ def test_reset_rebuilds_a_table_from_the_beginning_and_counts_each_word_once(
     assert (planned["done"], done["done"]) == (False, True)
     assert unread > 0
     assert words.count_of("a") == 3
+
+
+def test_a_dry_run_says_what_would_be_made_and_makes_nothing(words: Site) -> None:
+    planned = words.ask("start --dry-run")
+
+    broker, hello = declared(words)
+    texts = [each["text"] for each in planned["findings"] if each["subject"] == "topic"]
+    names = [text.split()[0] for text in texts]
+    assert sorted(names) == sorted(
+        f"{words.id}-{name}"
+        for name in (
+            "posts", "proj.count", "dead-letters", "counts-changes", "split-markers",
+            "count-markers",
+        )
+    )  # fmt: skip
+    assert all("would be made: partitions" in text for text in texts)
+    assert topics.describe(broker.admin, names) == {}
+    assert words.run("status").returncode == 3
+
+
+def test_check_warns_of_what_differs_and_fails_where_the_app_cannot_run(words: Site) -> None:
+    broker, _ = declared(words)
+    posts, changes = f"{words.id}-posts", f"{words.id}-counts-changes"
+    for name, count in ((posts, 3), (changes, 2)):
+        new = NewTopic(name, count, 1, config={"cleanup.policy": "delete"})
+        broker.admin.create_topics([new])[name].result(30)
+    eventually(lambda: len(topics.describe(broker.admin, [posts, changes])) == 2)
+
+    checked = words.run("check --json")
+
+    found = {
+        (each["level"], each["text"].split(":")[0]): each["text"]
+        for each in json.loads(checked.stdout)["findings"]
+        if each["subject"] == "topic" and each["level"] != "ok"
+    }
+    assert checked.returncode == 1
+    assert "cleanup.policy is delete, declared is compact" in found["warn", changes]
+    assert any("has 3 partitions on the cluster" in text for text in found.values())
+
+
+def test_without_a_cluster_commands_end_soon_with_69_and_one_sentence(words: Site) -> None:
+    words.environment["STREAMD_BROKER"] = "kafka://127.0.0.1:1"
+    words.write(WORDS.replace(', broker="BROKER"', ""), "")
+    commands = ["lag", f"send {words.id}-posts a", f"consume {words.id}-posts", "reset --yes"]
+    began_at = time.monotonic()
+
+    with ThreadPoolExecutor() as pool:
+        ended = list(pool.map(words.run, [*commands, "check"]))
+
+    took_s = time.monotonic() - began_at
+    assert [each.returncode for each in ended] == [69] * 5
+    sentence = "Error: the cluster at 127.0.0.1:1 cannot be reached"
+    for each in ended[:4]:
+        assert each.stderr.count("cannot be reached") == each.stderr.count(sentence) == 1
+    assert took_s < 30, "about ten seconds, and twenty more for a busy machine"
+
+
+def test_a_new_version_reads_all_topics_from_their_beginning_into_new_tables(
+    words: Site, kafka: str
+) -> None:
+    words.do(["send", f"{words.id}-posts", "-"], 2 * "a b\n")
+    words.do("start")
+    eventually(lambda: words.count_of("a") == 2)
+    words.do("stop")
+
+    words.write(WORDS.replace('"ID", ', '"ID", version=2, ').replace("+= 1", "+= 10"), kafka)
+    words.do("start")
+    eventually(lambda: words.count_of("a") == 20)
+    words.do("stop")
+    words.write(WORDS, kafka)
+    words.do(["send", f"{words.id}-posts", "a"])
+    words.do("start")
+    eventually(lambda: words.count_of("a") == 3)
+
+    broker, _ = declared(words)
+    made = [
+        f"{words.id}-v2-{name}" for name in ("counts-changes", "split-markers", "proj.count")
+    ]
+    assert set(topics.describe(broker.admin, made)) == set(made)
 
 
 def test_reset_is_refused_while_another_host_runs_the_app(words: Site, kafka: str) -> None:
