@@ -155,7 +155,7 @@ def _check_kafka(app: App, hello: Hello) -> Iterator[Finding]:
     try:
         survey = topics_on_kafka(app, hello)
     except BrokerError as error:
-        yield Finding("fail", "broker", str(error), error.remedy, error.exit_code)
+        yield Finding("fail", "broker", f"{broker}: {error}", error.remedy, error.exit_code)
         return
     there = output.plural(len(survey.found), "topic")
     yield Finding("ok", "broker", f"{broker}, {there} of the app there")
