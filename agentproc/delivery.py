@@ -135,7 +135,8 @@ class Actor:
         self.lanes: Lanes = new_lanes()
         self.callbacks: list[tuple[Callback, RecordMetadata]] = []
         self.has_tables = bool(engine.tables)
-        self.traces = engine.traces and feed.agent.concurrency == 1
+        ordered = feed.agent.concurrency == 1 and feed.agent.deterministic
+        self.traces = engine.traces and ordered
         self.running = False  # has events that were handed out and are not settled
         self.alone = False  # the event in work is tried alone
         self.timed_out = False

@@ -32,6 +32,9 @@ class Agent:
         channel: The topic to read; None: one of its own, `{app id}-{agent name}`.
         concurrency: Events worked on at the same time in each process; above 1 the order of a
             partition's events is lost.
+        deterministic: What it sends follows from the event and its tables alone. False, where
+            chance, the time or another service has a say: on Kafka without `exactly_once` what
+            it sends again after a crash is then never taken for a replay, so it may come twice.
         processes: Processes that share the partitions; "auto": their number follows how far
             behind they are.
         on_error: What becomes of an event whose try raised. "retry": tried again with back-off,
@@ -53,6 +56,7 @@ class Agent:
         channel: Topic,
         *,
         concurrency: int,
+        deterministic: bool = True,
         sink: Iterable[Sink],
         group: str | None,
         processes: int | str,
@@ -90,6 +94,7 @@ class Agent:
         self.label = name  # the short name, once the app is complete
         self.channel = channel
         self.concurrency = concurrency
+        self.deterministic = deterministic
         self.sinks: list[Sink] = list(sink)
         self.group = ""  # worked out when the app is complete
         self.group_wanted = group

@@ -233,6 +233,7 @@ class App:
         *,
         name: str | None = None,
         concurrency: int = 1,
+        deterministic: bool = True,
         sink: Iterable[Sink] = (),
         group: str | None = None,
         processes: int | str = 1,
@@ -293,7 +294,8 @@ class App:
                 )  # fmt: skip
             agent = Agent(
                 self, fun, full, topic,
-                concurrency=concurrency, sink=sink, group=group, processes=processes,
+                concurrency=concurrency, deterministic=deterministic, sink=sink, group=group,
+                processes=processes,
                 on_error=on_error, retries=retries, timeout=timeout,
                 restart=restart, max_memory=max_memory, nice=nice,
             )  # fmt: skip

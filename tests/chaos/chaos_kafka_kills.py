@@ -144,7 +144,7 @@ def run_on_kafka(
     weights = {name: n for name, n in ATTACKS.items() if not only or name in only}
     settings = {**SETTINGS, "STREAMD_PROCESSING_GUARANTEE": guarantee}
     with (
-        instance(cluster.bootstrap, **settings) as made,
+        instance(cluster.bootstrap, settings) as made,
         tempfile.TemporaryDirectory(prefix="sc-") as folder,
         contextlib.closing(Hosts(made, cluster, Path(folder))) as hosts,
     ):

@@ -47,6 +47,7 @@ class Tree:
         broker: A Kafka's `host:port`; "" for the embedded log.
         settings: Environment variables that win over what the app says.
         twin: Another host's instance of the same app.
+        app: The module that is run as `proj`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Tree:
         broker: str = "",
         settings: Mapping[str, str] | None = None,
         twin: "Tree | None" = None,
+        app: Path = APP,
     ) -> None:
         token = uuid.uuid4().hex[:8] if broker else ""
         self.place = place
@@ -75,7 +77,7 @@ class Tree:
             **({"STREAMD_BROKER": f"kafka://{broker}"} if broker else {}),
             **(settings or {}),
         }
-        (place / "proj.py").write_text(APP.read_text())
+        (place / "proj.py").write_text(app.read_text())
         self._worker: subprocess.Popen[bytes] | None = None
 
     def command(self, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -206,12 +208,14 @@ def tree_state(pid: int) -> str:
 
 
 @contextmanager
-def instance(broker: str = "", **settings: str) -> Iterator[Tree]:
+def instance(
+    broker: str = "", settings: Mapping[str, str] | None = None, app: Path = APP
+) -> Iterator[Tree]:
     """An instance that is not started; ended and removed afterwards. Arguments as of `Tree`."""
     libc = ctypes.CDLL(None)
     libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of killed trees come here
     with tempfile.TemporaryDirectory(prefix="sc-") as folder:
-        made = Tree(Path(folder), broker, settings)
+        made = Tree(Path(folder), broker, settings, app=app)
         try:
             yield made
         except BaseException:

@@ -39,7 +39,7 @@ def test_a_kill_at_each_failpoint_costs_nothing_and_doubles_nothing(
     nth = itertools.cycle((1, 2, 3))
     parts = [f"{name}:{1 if name.endswith(RECOVERY) else next(nth)}:kill" for name in names]
     settings = {**SETTINGS, "STREAMD_PROCESSING_GUARANTEE": guarantee}
-    with instance(kafka, **settings) as made:
+    with instance(kafka, settings) as made:
         made.start(STREAMD_TEST="1", STREAMD_FAILPOINT=",".join(parts))
         with Load(made, seed=1, pause_s=0.04) as load:
             load.spoil("once")
@@ -58,7 +58,7 @@ def test_a_kill_at_each_failpoint_costs_nothing_and_doubles_nothing(
 def test_attacks_on_processes_and_hosts_leave_everything_exact(
     kafka_node: Cluster, guarantee: str, seed: int
 ) -> None:
-    report = run_on_kafka(kafka_node, 20, seed, guarantee)
+    report = run_on_kafka(kafka_node, 15, seed, guarantee)
 
     assert report.problems == [], report
     assert report.complaints == [], report
