@@ -64,6 +64,7 @@ CHUNK_EVENTS = 4000
 WAITING_EVENTS = 8000  # read on only below this
 MOST_WAITING_EVENTS = 32_000  # below this, for an agent that has none
 WAITING_RECORDS = 50_000  # sends that may wait do so above this
+ROWS_AT_ONCE = 20_000  # of a table are decoded without letting go of the loop
 CAREFUL_EVENTS = 20_000  # more than were in work when a process died
 IDLE_RESTART_S = 1.0
 CANCEL_AGAIN_S = 1.0
@@ -231,7 +232,7 @@ class Engine:
         partitions = list(self.session.partitions)  # those that come later are gained
         for table in self.tables:
             parts = {
-                partition: Part(table.load(await self.session.load(table.name, partition)))
+                partition: await self._load(table, partition)
                 for partition in partitions
                 if partition < (table.partitions or 1)
             }
@@ -240,7 +241,18 @@ class Engine:
                 watch(table)
         failpoint("engine.recovered")
 
+    async def _load(self, table: Table, partition: int) -> Part:
+        """What a partition of a table holds; the loop turns while many rows are decoded."""
+        rows = await self.session.load(table.name, partition)
+        if len(rows) < ROWS_AT_ONCE:
+            return Part(table.load(rows))
+        return Part(await asyncio.to_thread(table.load, rows))
+
     # Partitions that come and go.
+
+    def recovers(self) -> None:
+        """See `streamd.agentproc.broker.Holder`."""
+        self.announce(self.owns())
 
     async def gain(self, partitions: list[int]) -> None:
         """See `streamd.agentproc.broker.Holder`."""
@@ -248,8 +260,7 @@ class Engine:
         for table in self.tables:
             for partition in partitions:
                 if partition < (table.partitions or 1):
-                    rows = await self.session.load(table.name, partition)
-                    table.gain(partition, Part(table.load(rows)))
+                    table.gain(partition, await self._load(table, partition))
         gained = {
             key: at for key, at in self.session.positions.items()
             if key[1].partition in partitions
@@ -257,6 +268,9 @@ class Engine:
         self._committed |= gained
         self.positions |= gained
         self._entered = -1
+
+    def has_gained(self) -> None:
+        """See `streamd.agentproc.broker.Holder`."""
         self.announce(self.owns())
 
     async def lose(self, partitions: list[int], *, gone: bool) -> None:
@@ -306,8 +320,9 @@ class Engine:
     def owns(self) -> Owns:
         """What this slot has, for the master."""
         scattered = [table.name for table in self.tables if table.scattered]
-        partitions = self.session.partitions
-        return Owns(self.group, self.session.generation, partitions, [], scattered)
+        recovering = self.session.recovering
+        active = [p for p in self.session.partitions if p not in recovering]
+        return Owns(self.group, self.session.generation, active, recovering, scattered)
 
     async def _nothing(self) -> None:
         """Look again whether all is done."""

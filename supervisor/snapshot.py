@@ -170,6 +170,7 @@ class Snapshots:
                 known.update(row["strays"])
                 row["busy_with"] = run.stats.busy_with if run.stats else []
                 row["draining"] = run.draining
+                row["waits_for"] = run.stats.waits_for if run.stats else ""
             rows.append(row)
         # Whose process is gone, or who left its session, is shown with the master.
         rows[1]["strays"] = [stray.pid for stray in strays if stray.pid not in known]

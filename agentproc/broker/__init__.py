@@ -109,8 +109,14 @@ class Holder(Protocol):
             gone: They are another process's already: nothing of them can be made durable.
         """
 
+    def recovers(self) -> None:
+        """Partitions are about to be gained: the session's `recovering` says which."""
+
     async def gain(self, partitions: list[int]) -> None:
         """Load these partitions; the session's `positions` have them."""
+
+    def has_gained(self) -> None:
+        """What was gained is owned from now on: no partition is `recovering`."""
 
 
 class Session(Protocol):
@@ -123,6 +129,9 @@ class Session(Protocol):
     partitions: list[int]
     """The partitions that this slot has, of all its topics and tables; set by `open`, and
     changed where partitions come and go."""
+
+    recovering: list[int]
+    """The partitions that it is about to have: what they hold is being found out."""
 
     generation: int
     """The epoch of the claim; set by `open`, and raised by each change of the partitions."""

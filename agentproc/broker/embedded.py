@@ -203,6 +203,7 @@ class EmbeddedSession:
     def __init__(self, broker: EmbeddedBroker, subscription: Subscription) -> None:
         self.positions: dict[tuple[str, TP], int] = {}
         self.partitions: list[int] = []
+        self.recovering: list[int] = []
         self.generation = 0
         self._broker = broker
         self._subscription = subscription

@@ -195,6 +195,7 @@ class KafkaSession:
     ) -> None:
         self.positions: dict[tuple[str, TP], int] = {}
         self.partitions: list[int] = []
+        self.recovering: list[int] = []
         self.generation = 0
         self._broker = broker
         self._subscription = subscription
@@ -333,16 +334,22 @@ class KafkaSession:
 
     async def _gain(self, tps: set[TP]) -> None:
         async with self._rebalancing:
-            partitions = sorted({tp.partition for tp in tps})
+            partitions = self.recovering = sorted({tp.partition for tp in tps})
+            if self._holder is not None and partitions:
+                self._holder.recovers()
             taken = await self._in_thread(self._recovering, self._recover, partitions)
             for partition in partitions:
                 self._begin_with(partition, taken[partition])
             self.partitions = sorted({*self.partitions, *partitions})
             self.generation += 1
             if self._opened is not None and not self._opened.done():
+                self.recovering = []
                 self._opened.set_result(None)
             elif self._holder is not None and partitions:
                 await self._holder.gain(partitions)
+                self.recovering = []
+                self._holder.has_gained()
+            self.recovering = []
             assert self._poller is not None
             for tp, position in self._lowest_positions(partitions).items():
                 self._turns[tp] = self._turns.get(tp, 0) + 1

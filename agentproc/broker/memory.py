@@ -226,6 +226,7 @@ class MemorySession:
     def __init__(self, broker: MemoryBroker, subscription: Subscription) -> None:
         self.positions: dict[tuple[str, TP], int] = {}
         self.partitions: list[int] = []
+        self.recovering: list[int] = []
         self.generation = 0
         self.subscription = subscription
         self.group = f"{subscription.app_id}.{subscription.group}"

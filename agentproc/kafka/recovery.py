@@ -316,9 +316,13 @@ class Recovery:
         """What stores have of the changelogs, and what is to be read beside it."""
         rows = {tp: Rows() for tp in extents}
         unread = dict(extents)
-        for tp, (low, high) in extents.items():
+        told_at = time.monotonic()
+        for count, (tp, (low, high)) in enumerate(extents.items()):
             if self._local is None:
                 break
+            if time.monotonic() - told_at > PROGRESS_S:
+                told_at = time.monotonic()
+                self._progress(f"reads its stores: {100 * count / len(extents):.0f} %")
             if known := self._local.known(tp, before[tp.partition], low, high):
                 rows[tp].stored = known.rows
                 unread[tp] = Extent(known.offset, high)

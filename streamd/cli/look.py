@@ -139,7 +139,7 @@ def process_row(branch: str, process: dict[str, Any], now: float) -> list[Any]:
         output.size(process.get("rss_bytes") if pid else None),
         process.get("restarts") or 0,
         spans(process.get("partitions") or []) or None,
-        _last_end(process),
+        process.get("waits_for") or _last_end(process),
     ]
 
 

@@ -4,13 +4,20 @@ import asyncio
 import fcntl
 import logging
 import os
+import re
 import shutil
+import signal
+import threading
+import urllib.error
+import urllib.request
 from contextlib import closing
+from email.message import Message
 from pathlib import Path
 
 import apsw
 import pytest
 from kafka_clients import unique
+from kafka_hosts import eventually, hosts
 
 from streamd.agentproc.broker import Checkpoint, Subscription, TableChange
 from streamd.agentproc.broker.kafka import KafkaBroker, KafkaSession
@@ -214,3 +221,69 @@ def test_stores_are_written_while_the_app_runs(
             return False
 
     asyncio.run(main())
+
+
+COUNTS = """
+import streamd
+
+app = streamd.App("ID", broker="kafka://BROKER", topic_partitions=2)
+words = app.topic("ID-words", value_type=str)
+counts = app.Table("counts", default=int)
+
+@app.agent(words)
+async def count(words):
+    async for word in words:
+        counts[word] += 1
+"""
+
+
+def test_while_partitions_are_recovered_nothing_is_ready_and_look_ups_are_told_to_wait(
+    kafka: str,
+) -> None:
+    with hosts(COUNTS.replace("ID", unique("app")).replace("BROKER", kafka), 1) as (host,):
+        host.environment |= {
+            "STREAMD_TEST": "1", "STREAMD_FAILPOINT": "kafka.before-restore:1:stop",
+        }  # fmt: skip
+        start = threading.Thread(target=host.start)
+        start.start()
+        reason = "partition 1 of count is recovering"
+        eventually(lambda: host.web and reason in host.get("/readyz")[1]["reasons"])
+
+        status, headers = answer(f"{host.web}/table/counts/word/")
+        assert (status, headers.get("retry-after")) == (503, "1")
+
+        os.kill(host.pid("count#0"), signal.SIGCONT)
+        start.join(60)
+        eventually(lambda: host.get("/readyz")[0] == 200)
+        assert answer(f"{host.web}/table/counts/word/")[0] == 200
+
+
+def answer(url: str) -> tuple[int, Message]:
+    """Status and headers of a page."""
+    try:
+        with urllib.request.urlopen(url, timeout=20) as reply:
+            return int(reply.status), reply.headers
+    except urllib.error.HTTPError as error:
+        return int(error.code), error.headers
+
+
+def test_a_long_recovery_says_how_far_it_is(
+    kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamd.agentproc.kafka.recovery.PROGRESS_S", 0.0)
+    said: list[str] = []
+
+    async def main() -> None:
+        app = App(kafka, tmp_path)
+        session = await app.open()
+        await session.commit(change(a=b"1", b=b"1"))
+        monkeypatch.setattr(type(session), "_says", lambda _, text: said.append(text))
+        await session.close()
+        shutil.rmtree(app.store)
+        await app.rows()
+
+    asyncio.run(main())
+
+    assert any(
+        re.fullmatch(r"recovers rows: 100 %, \d+ k rows/s, 0 s left", text) for text in said
+    ), said
