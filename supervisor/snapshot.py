@@ -134,6 +134,8 @@ class Snapshots:
         if down:
             words = ", ".join(f"{child.name} is {child.state.value}" for child in down)
             return f"{len(children) - len(down)} of {len(children)} processes run; {words}."
+        if waits := [f"{wait['process']}: {wait['text']}" for wait in _waits(children)]:
+            return f"{'; '.join(waits)}."
         return f"All {len(children)} processes run; {behind} events behind."
 
     def processes(self, *, fresh: bool = True) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ class KafkaBroker:
         self.installation = installation
         self.gateway = gateway
         self.reach = options.connection(settings)
-        self.health = Health(self.reach["bootstrap.servers"], tells=patience_s is None)
+        self.health = Health(dict(self.reach), tells=patience_s is None)
         self.reach["error_cb"] = self.health.on_error
         self.patience_s = patience_s
         self.stores = stores
@@ -157,11 +157,10 @@ class KafkaBroker:
         asked_at = time.monotonic()
         while True:
             try:
-                answer = ask()
-                break
+                return ask()
             except topics.Away as error:
                 self.admin.poll(0)  # what the connections complain of
-                self.health.failed(str(error))
+                self.health.suspect(str(error))
                 waited_s = time.monotonic() - asked_at
                 if self.patience_s is not None and waited_s >= self.patience_s:
                     raise topics.Away(
@@ -169,8 +168,6 @@ class KafkaBroker:
                         remedy="see that it runs, and that `broker` names it",
                     ) from error
                 time.sleep(AWAY_PAUSE_S)
-        self.health.worked()
-        return answer
 
     def partitions_of(self, topic: str) -> int:
         """How many partitions a topic has; made if it is not there, which blocks once."""
@@ -367,7 +364,7 @@ class KafkaSession:
             return recovery.take(partitions)
         finally:
             recovery.close()
-            health.doing("")
+            health.doing("recovery", "")
 
     def _handed_over(self, tps: list[TP]) -> dict[TP, int]:
         """What a Faust app of this id has committed; called by the thread that recovers."""
@@ -391,7 +388,7 @@ class KafkaSession:
         self._writing.submit(self._writer.put, rows).result()
 
     def _says(self, text: str) -> None:
-        self._broker.health.doing(f"{self._subscription.group} {text}")
+        self._broker.health.doing("recovery", f"{self._subscription.group} {text}")
         log.info("group %s %s", self._subscription.group, text)
 
     def _begin_with(self, partition: int, taken: Taken) -> None:

@@ -1,5 +1,6 @@
 """What librdkafka is told: the options of every client that streamd makes."""
 
+import logging
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING
@@ -9,6 +10,12 @@ from streamd.config import Settings, broker_servers
 Options = dict[str, Any]
 
 BEGINNING = OFFSET_BEGINNING
+
+# What ends a client it writes at any level, to stderr unless it is given a logger; the error
+# itself comes to our callbacks as well.
+_silent = logging.getLogger(f"{__name__}.librdkafka")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
 
 POLL_INTERVAL_MS = 300_000
 MESSAGE_BYTES = 1_000_000
@@ -23,6 +30,7 @@ def connection(settings: Settings) -> Options:
         "reconnect.backoff.max.ms": 1000,
         # Errors come to our callbacks; librdkafka would write a line for each try as well.
         "log_level": 0,
+        "logger": _silent,
     }
 
 

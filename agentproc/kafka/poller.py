@@ -45,7 +45,6 @@ FULL_EVENTS = 32_000  # handed to the loop and not taken: read no more
 FULL_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 0.2  # for the loop to take some, before partitions are paused
 SEEK_S = 10.0
-PROBE_S = 1.0
 WAKE_S = 0.2
 
 
@@ -86,7 +85,6 @@ class Poller(threading.Thread):
         self._lose, self._gain = lose, gain
         self._take, self._failed = take, failed
         self._health = health
-        self._probed_at = 0.0
         self._bound_s = bound_s
         self._silent = silent
         self._commands: deque[Callable[[], None]] = deque()
@@ -145,10 +143,7 @@ class Poller(threading.Thread):
                 self._obey()
                 self.group_metadata = self._consumer.consumer_group_metadata()
                 self._wait_room()
-                messages = self._read()
-                self._hand_over(messages)
-                if self._health.is_away:
-                    self._look_again(heard=bool(messages))
+                self._hand_over(self._read())
                 if self._fatal is not None:
                     raise self._fatal
         except BaseException as error:
@@ -173,19 +168,6 @@ class Poller(threading.Thread):
         if first is None:
             return []
         return [first, *self._consumer.consume(CHUNK_RECORDS - 1, 0)]
-
-    def _look_again(self, heard: bool) -> None:
-        """See whether a cluster that was away is back: where nothing comes, nothing tells."""
-        now = time.monotonic()
-        if not heard and self._reading and now - self._probed_at > PROBE_S:
-            self._probed_at = now
-            place = TopicPartition(*next(iter(self._reading)))
-            try:
-                heard = self._consumer.get_watermark_offsets(place, timeout=PROBE_S) is not None
-            except KafkaException as error:
-                self._health.failed(error.args[0].str())
-        if heard:
-            self._health.worked()
 
     def _obey(self) -> None:
         while self._commands:
@@ -386,7 +368,11 @@ class Poller(threading.Thread):
         self._give_away(consumer, lost, gone=False)
 
     def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
-        log.warning("the cluster has given %d partitions to others: no sign of life", len(lost))
+        log.warning(
+            "%d partitions are not this process's any more: the cluster has heard nothing of "
+            "it for too long",
+            len(lost),
+        )
         self.gone |= {place.partition for place in lost}
         self._give_away(consumer, lost, gone=True)
 

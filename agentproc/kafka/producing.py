@@ -5,6 +5,7 @@ leaves a gap that nothing here can close, so it ends the process before it sends
 in no marker is done again.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
@@ -18,6 +19,8 @@ from streamd.agentproc.kafka.packs import count_header, cut
 from streamd.agentproc.kafka.sources import Tracer
 from streamd.errors import BrokerError, BrokerLost, Fenced
 from streamd.failpoints import failpoint
+
+log = logging.getLogger(__name__)
 
 STAMP_HEADER = "streamd-stamp"  # of a row that was deleted: it has no value to carry it
 SLOW_FLUSH_S = 10.0
@@ -160,7 +163,6 @@ class Writer:
         while True:
             try:
                 call()
-                self._health.worked()
                 return
             except KafkaException as error:
                 cause = error.args[0]
@@ -258,13 +260,21 @@ class Writer:
 
     def _flush(self) -> None:
         asked_at = time.monotonic()
+        slow = False
         while left := self._producer.flush(_TURN_S):
             self._check()
-            if time.monotonic() - asked_at > SLOW_FLUSH_S:
-                self._health.failed(f"{left} records of a checkpoint are not written")
-                asked_at = time.monotonic()
+            waited_s = time.monotonic() - asked_at
+            if waited_s > SLOW_FLUSH_S:
+                text = f"{left} records of a checkpoint are not written for {waited_s:.0f} s"
+                self._health.doing("flush", f"waits for brokers: {text}")
+                if not slow:
+                    slow = True
+                    log.warning("%s; brokers or partitions may be away", text)
+                    self._health.suspect(text)
+        if slow:
+            self._health.doing("flush", "")
+            log.info("a checkpoint was written after %.0f s", time.monotonic() - asked_at)
         self._check()
-        self._health.worked()
 
     def _check(self) -> None:
         if self._errors:

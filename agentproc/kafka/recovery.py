@@ -393,18 +393,14 @@ class Recovery:
         asked_at = time.monotonic()
         while True:
             try:
-                low, high = self._consumer.get_watermark_offsets(
-                    TopicPartition(*tp), timeout=10
-                )
-                self._health.worked()
-                return low, high
+                return self._consumer.get_watermark_offsets(TopicPartition(*tp), timeout=10)
             except KafkaException as error:
                 cause = error.args[0]
                 unknown_yet = cause.code() in _UNKNOWN and time.monotonic() - asked_at < QUIET_S
                 if not (cause.retriable() or unknown_yet or cause.code() in AWAY_CODES):
                     raise BrokerError(f"{tp} cannot be read: {cause.str()}") from None
                 if not unknown_yet and cause.code() not in _MOMENTS:
-                    self._health.failed(f"{tp} cannot be read: {cause.str()}")
+                    self._health.suspect(f"{tp} cannot be read: {cause.str()}")
                 time.sleep(MOMENT_S)
 
 

@@ -1,0 +1,140 @@
+"""Trouble with the cluster: an app waits, says what it waits for, and goes on exactly."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from kafka_broker import Cluster
+from kafka_clients import unique
+from kafka_hosts import Feeder, Host, eventually, hosts, traced_app
+
+OUTAGE_S = 7.0
+
+
+class App:
+    """One instance that counts words, and what feeds it."""
+
+    def __init__(self, host: Host, feeder: Feeder) -> None:
+        self.host = host
+        self.feeder = feeder
+
+    def start(self) -> None:
+        """Start it, and feed it."""
+        self.host.start()
+        self.feeder.__enter__()
+        self.flows()
+
+    def counts(self) -> dict[str, int]:
+        """How often each word was counted, as far as pages answer."""
+        replies = {word: self.host.get(f"/count/{word}/")[1] for word in self.feeder.counts}
+        return {word: reply.get("count") for word, reply in replies.items()}
+
+    def flows(self) -> None:
+        """Wait until more events have been worked on."""
+        before = self.host.status().get("events", 0)
+        eventually(lambda: self.host.status().get("events", 0) > before + 50)
+
+    def waits_for(self) -> str:
+        """What its processes wait for; "" where there is nothing."""
+        problems = self.host.status().get("problems", [])
+        return "; ".join(each["text"] for each in problems if each["code"] == "waits")
+
+    def lines(self, since: int = 0) -> list[str]:
+        """What was logged above INFO, from the line `since` on."""
+        lines = self.host.log().splitlines()[since:]
+        return [line for line in lines if " WARNING " in line or " ERROR " in line]
+
+    def restarts(self) -> int:
+        """How often processes were started again."""
+        return sum(each["restarts"] for each in self.host.processes().values())
+
+    def ends_exact(self) -> None:
+        """Wait until every word that was sent is counted, and see that none was twice."""
+        self.feeder.end()
+        eventually(lambda: self.counts() == self.feeder.counts, 60)
+
+
+@contextmanager
+def app(cluster: Cluster, folder: Path, **settings: str) -> Iterator[App]:
+    id = unique("trouble")
+    source = traced_app(cluster.bootstrap, id, folder / "trace")
+    with hosts(source, 1) as (host,):
+        host.environment |= settings
+        yield App(host, Feeder(cluster.bootstrap, f"{id}-words"))
+
+
+@pytest.fixture(autouse=True)
+def with_cluster(kafka_node: Cluster) -> Iterator[None]:
+    """Each test begins and ends with a broker that runs."""
+    kafka_node.start()
+    yield
+    for node in kafka_node.nodes:
+        node.resume()
+    kafka_node.start()
+
+
+def test_an_outage_is_told_once_and_costs_nothing(kafka_node: Cluster, tmp_path: Path) -> None:
+    with app(kafka_node, tmp_path) as made:
+        made.start()
+        kafka_node.kill()
+        ended_at = time.monotonic()
+        eventually(lambda: "waits for the cluster at" in made.waits_for())
+        status, (code, ready) = made.host.status(), made.host.get("/readyz")
+        assert (status["state"], code) == ("degraded", 503)
+        assert status["sentence"] == f"count#0, count#1: {made.waits_for()}."
+        assert ready["reasons"][-1].endswith(f"{kafka_node.bootstrap}: Connection refused")
+        eventually(lambda: time.monotonic() - ended_at > OUTAGE_S)
+        # Once each process has told it; perhaps once more that it lasts.
+        assert 2 <= len(made.lines()) <= 8, made.lines()
+        kafka_node.start()
+        made.flows()
+        eventually(lambda: made.host.status()["state"] == "running")
+        assert made.host.log().count("can be reached again after") == 2
+        made.ends_exact()
+        assert made.restarts() == 0
+        assert "%" not in made.host.log(), "librdkafka writes to stderr"
+
+
+def test_a_start_without_a_broker_waits_and_says_for_what(
+    kafka_node: Cluster, tmp_path: Path
+) -> None:
+    with app(kafka_node, tmp_path) as made:
+        kafka_node.kill()
+        assert made.host.command("start --no-wait").returncode == 0
+        eventually(lambda: "it waits for the cluster" in made.host.status().get("sentence", ""))
+        status = made.host.status()
+        assert status["state"] == "starting"
+        assert f"waits for the cluster at {kafka_node.bootstrap}: " in status["sentence"]
+        # It is told again, and nothing is restarted meanwhile.
+        eventually(lambda: re.search(r"cannot be reached for \d\d s now", made.host.log()))
+        kafka_node.start()
+        made.start()
+        assert made.host.status()["state"] == "running"
+        made.ends_exact()
+        assert made.restarts() == 0
+
+
+@pytest.mark.parametrize("way", ["killed", "silent"])
+def test_a_stop_during_an_outage_ends_in_time_and_loses_nothing(
+    kafka_node: Cluster, tmp_path: Path, way: str
+) -> None:
+    grace_s = 5
+    with app(kafka_node, tmp_path, STREAMD_GRACE=str(grace_s)) as made:
+        made.start()
+        if way == "killed":
+            kafka_node.kill()
+            eventually(made.waits_for)
+        else:
+            kafka_node.nodes[0].pause()
+        asked_at = time.monotonic()
+        stopped = made.host.command("stop")
+        took_s = time.monotonic() - asked_at
+        kafka_node.nodes[0].resume()
+        kafka_node.start()
+        made.host.start()
+        made.ends_exact()
+    assert stopped.returncode == 0, stopped.stderr
+    assert took_s < grace_s + 10
