@@ -35,7 +35,7 @@ _REASONS = (
 )
 _NOISE = re.compile(
     r"^\w+://|/(?:bootstrap|\d+)(?=: )|(?:Connect to \w+#\S+ failed: )"
-    r"|^Failed to get metadata: |^Local: | \(after \d+ms.*$"
+    r"|^(?:Failed to get metadata: )?(?:Local: )?| \(after \d+ms.*$"
 )
 
 

@@ -103,7 +103,7 @@ class Place:
         reach = options.connection(self.settings)
         writer = Writer(
             options.producer(reach, transactional_id=None, transaction_ms=1000),
-            lambda topic: False, Tracer(), Health(self.bootstrap),
+            lambda topic: False, Tracer(), Health({"bootstrap.servers": self.bootstrap}),
         )  # fmt: skip
         home = Home(
             [self.words], self.markers, {"counts": self.changelog}, False,
@@ -111,7 +111,7 @@ class Place:
         )  # fmt: skip
         return Recovery(
             options.reader(reach, unique("reader")), home, writer.put,
-            Health(self.bootstrap), lambda text: None,
+            Health({"bootstrap.servers": self.bootstrap}), lambda text: None,
         )  # fmt: skip
 
     def take(self, partition: int = 0) -> Taken:
@@ -127,7 +127,7 @@ class Place:
         reach = options.connection(self.settings)
         Writer(
             options.producer(reach, transactional_id=None, transaction_ms=1000),
-            lambda topic: False, Tracer(), Health(self.bootstrap),
+            lambda topic: False, Tracer(), Health({"bootstrap.servers": self.bootstrap}),
         ).put(rows)  # fmt: skip
 
     def records(self, topic: str, partition: int = 0) -> list[Any]:
@@ -178,7 +178,8 @@ class Sender:
         tracer.topics = {"posts": "one"}
         self._writer = Writer(
             options.producer(reach, transactional_id=None, transaction_ms=1000),
-            lambda topic: topic == place.words, tracer, Health(place.bootstrap),
+            lambda topic: topic == place.words, tracer,
+            Health({"bootstrap.servers": place.bootstrap}),
         )  # fmt: skip
 
     def send(self, events: list[int], partition: int = 0) -> None:

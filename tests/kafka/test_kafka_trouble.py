@@ -87,12 +87,12 @@ def test_an_outage_is_told_once_and_costs_nothing(kafka_node: Cluster, tmp_path:
         assert status["sentence"] == f"count#0, count#1: {made.waits_for()}."
         assert ready["reasons"][-1].endswith(f"{kafka_node.bootstrap}: Connection refused")
         eventually(lambda: time.monotonic() - ended_at > OUTAGE_S)
-        # Once each process has told it; perhaps once more that it lasts.
+        # Each process has told it, and perhaps once more that it lasts.
         assert 2 <= len(made.lines()) <= 8, made.lines()
         kafka_node.start()
         made.flows()
         eventually(lambda: made.host.status()["state"] == "running")
-        assert made.host.log().count("can be reached again after") == 2
+        assert made.host.log().count("can be reached again after") in (2, 3)
         made.ends_exact()
         assert made.restarts() == 0
         assert "%" not in made.host.log(), "librdkafka writes to stderr"
