@@ -8,6 +8,7 @@ what is in no checkpoint is done again.
 """
 
 import asyncio
+import dataclasses
 import faulthandler
 import fcntl
 import logging
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import uvloop
 
 from streamd.agentproc.beats import Beats, Stage
-from streamd.agentproc.broker import Broker
+from streamd.agentproc.broker import Broker, Lead
 from streamd.agentproc.broker.embedded import EmbeddedBroker
 from streamd.agentproc.broker.memory import MemoryBroker
 from streamd.agentproc.engine import Engine
@@ -124,6 +125,8 @@ class Process:
         self._end: asyncio.Future[int] = asyncio.get_event_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._leaving = False  # it ends for good
+        self._leads: list[Lead] = []
         self._exit_code = EXIT_DONE  # of a warm stop
         self._begun = asyncio.Event()  # tasks, timers and cron jobs may start
         if not plan.waits:
@@ -170,6 +173,7 @@ class Process:
             case Open():
                 self._may_open.set()
             case Leave():
+                self._leaving = True
                 for engine in self._engines.values():
                     engine.leaving = True
             case DumpTasks():
@@ -284,10 +288,33 @@ class Process:
         await self._begun.wait()
         # A job may keep the loop for long: what was told leaves first.
         await asyncio.sleep(0)
-        self._schedule.start(self._jobs(engine))
+        self._schedule.start(self._jobs(engine, once=False))
+        if self._plan.leader and (jobs := self._jobs(engine, once=True)):
+            await self._stand(engine.group, jobs)
 
-    def _jobs(self, engine: Engine) -> list[Job]:
-        """What runs by the clock in the group of `engine`, here."""
+    async def _stand(self, group: str, jobs: list[Job]) -> None:
+        """Run jobs whenever this process is the one of all hosts that does."""
+        lead: Lead | None = None
+
+        def tell(leads: bool) -> None:
+            if leads:
+                self._schedule.start(jobs)
+            else:
+                self._schedule.end([job.name for job in jobs])
+
+        def may_run() -> bool:
+            return lead is None or lead.holds()
+
+        jobs = [dataclasses.replace(job, may_run=may_run) for job in jobs]
+        assert self._broker is not None
+        lead = await self._broker.lead(group, tell)
+        if self._stopping:
+            await lead.close(leave=self._leaving)
+        else:
+            self._leads.append(lead)
+
+    def _jobs(self, engine: Engine, *, once: bool) -> list[Job]:
+        """What runs by the clock in the group of `engine`, here; `once`: in one process."""
         return [
             Job(
                 timer.name, timer.kind, timer.fun,
@@ -295,7 +322,7 @@ class Process:
                 interval_s=timer.interval_s, cron=timer.cron,
             )
             for timer in self._app.timers
-            if timer.group == engine.group and (self._plan.leader or not timer.on_leader)
+            if timer.group == engine.group and timer.on_leader == once
         ]  # fmt: skip
 
     # Running.
@@ -384,6 +411,7 @@ class Process:
         await self._schedule.stop()
         if self._answers is not None:
             await self._answers.stop()
+        await asyncio.gather(*(lead.close(leave=self._leaving) for lead in self._leads))
         for engine in self._engines.values():
             engine.stop()
         if self._runs:

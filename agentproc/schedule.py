@@ -73,6 +73,7 @@ class Job:
     perform: Perform
     interval_s: float = 0.0  # timer
     cron: Cron | None = None  # crontab
+    may_run: Callable[[], bool] = lambda: True  # asked before each call
 
 
 @dataclass
@@ -121,6 +122,13 @@ class Schedule:
             task = asyncio.create_task(run(job), name=f"{job.kind} {job.name}")
             self._running[task] = job
             task.add_done_callback(self._ended)
+
+    def end(self, names: Iterable[str]) -> None:
+        """Run these jobs no more; a call that runs is cancelled."""
+        ending = set(names)
+        for task, job in self._running.items():
+            if job.name in ending:
+                task.cancel()
 
     async def stop(self) -> None:
         """Start no call any more, cancel the tasks, wait for the calls that run."""
@@ -191,6 +199,8 @@ class Schedule:
                 await self._sleep_until(every.next_after(self.clocks.monotonic()))
             elif clock is not None and not await self._sleep_until_slot(clock):
                 return
+            if not job.may_run():
+                continue
             self._in_call.add(task)
             try:
                 await self._call_once(job)

@@ -5,7 +5,7 @@ the event's offset; Kafka uses offset << INDEX_BITS | index in the pack. A store
 always the next one to read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -183,6 +183,26 @@ class Session(Protocol):
         """
 
 
+class Lead(Protocol):
+    """One process of all hosts leads a group; this one may be it."""
+
+    def holds(self) -> bool:
+        """Does this process surely lead at this very moment?"""
+
+    async def close(self, *, leave: bool) -> None:
+        """Lead no more, without telling; `leave`: for good, see `Session.close`."""
+
+
+class SoleHost:
+    """Where there is one host, its process leads."""
+
+    def holds(self) -> bool:
+        return True
+
+    async def close(self, *, leave: bool) -> None:
+        """Nobody else would lead."""
+
+
 class Broker(Protocol):
     """A way to make sessions; one a process."""
 
@@ -199,6 +219,16 @@ class Broker(Protocol):
         Args:
             holder: Who is told of partitions that come and go; without one they are given
                 away as they are.
+        """
+
+    async def lead(self, group: str, tell: Callable[[bool], None]) -> Lead:
+        """Stand for the choice of the process that does what `group` does once.
+
+        Of each host one process stands. At any moment at most one leads; after its host died,
+        another one does within the session and 2 s.
+
+        Args:
+            tell: Called at each change: this process leads from now on, or does not any more.
         """
 
     async def close(self) -> None:

@@ -17,7 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from streamd.agentproc.broker import TP, Batch, Checkpoint, Holder, Output, Subscription
+from streamd.agentproc.broker import (
+    TP,
+    Batch,
+    Checkpoint,
+    Holder,
+    Output,
+    SoleHost,
+    Subscription,
+)
 from streamd.agentproc.broker.bell import drain, listen
 from streamd.agentproc.broker.reader import Reader
 from streamd.agentproc.broker.writer import Claim, Writer
@@ -75,6 +83,11 @@ class EmbeddedBroker:
     ) -> "EmbeddedSession":
         """A session that is not open yet; its partitions stay with it."""
         return EmbeddedSession(self, subscription)
+
+    async def lead(self, group: str, tell: Callable[[bool], None]) -> SoleHost:
+        """See `streamd.agentproc.broker.Broker`."""
+        tell(True)
+        return SoleHost()
 
     async def declare(
         self, topics: list[TopicInfo], tables: list[TableInfo], groups: list[GroupInfo]

@@ -29,6 +29,7 @@ from streamd.agentproc.broker import (
 from streamd.agentproc.kafka import beginning, declaring, members, options, topics
 from streamd.agentproc.kafka.appending import Appender
 from streamd.agentproc.kafka.health import Health
+from streamd.agentproc.kafka.leading import Leading
 from streamd.agentproc.kafka.markers import (
     Marker,
     encode_marker,
@@ -101,6 +102,21 @@ class KafkaBroker:
     ) -> "KafkaSession":
         """A session that is not open yet."""
         return KafkaSession(self, subscription, holder)
+
+    async def lead(self, group: str, tell: Callable[[bool], None]) -> Leading:
+        """See `streamd.agentproc.broker.Broker`."""
+        settings = self.settings
+        topic = topics.Wanted(f"{settings.id}-leader", 1, settings.topic_replication_factor)
+        await asyncio.to_thread(self.ensure, [topic])
+        name = f"{settings.id}.{group}.leader"
+        session_ms = int(settings.broker_session_timeout * 1000)
+        instance = f"{name}/{self.installation}"
+        member = options.member(
+            self.reach, name, instance, session_ms=session_ms, together=False
+        )
+        leading = Leading(member, topic.name, self.health, asyncio.get_running_loop(), tell)
+        leading.start()
+        return leading
 
     async def close(self) -> None:
         """Close the sessions; what was committed stays."""

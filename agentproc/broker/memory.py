@@ -6,6 +6,7 @@ on the loop.
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from streamd.agentproc.broker import (
@@ -15,6 +16,7 @@ from streamd.agentproc.broker import (
     Headers,
     Holder,
     Output,
+    SoleHost,
     Subscription,
 )
 from streamd.agentproc.broker.beginning import beginning
@@ -62,6 +64,11 @@ class MemoryBroker:
     ) -> "MemorySession":
         """A session that is not open yet; its partitions stay with it."""
         return MemorySession(self, subscription)
+
+    async def lead(self, group: str, tell: Callable[[bool], None]) -> SoleHost:
+        """See `streamd.agentproc.broker.Broker`."""
+        tell(True)
+        return SoleHost()
 
     async def declare(
         self, topics: list[TopicInfo], tables: list[TableInfo], groups: list[GroupInfo]
