@@ -407,6 +407,9 @@ class Process:
         self._spawn(self._drain(), "drain")
 
     async def _drain(self) -> None:
+        # What came before the signal may not have been read: that it ends for good.
+        assert self._link is not None
+        await self._link.drain()
         # What needs an engine ends before the engines do.
         await self._schedule.stop()
         if self._answers is not None:

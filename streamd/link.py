@@ -119,9 +119,15 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         """Write what is buffered, then close; answers that are under way are cancelled."""
-        self._flush()
+        self.flush()
         if self._transport is not None:
             self._transport.close()
+
+    def flush(self) -> None:
+        """Write at once what was sent: before a signal, say, that is to come after it."""
+        if self._out and self._transport is not None:
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
 
     async def wait_writable(self) -> None:
         """Wait until the other end has taken most of what was sent."""
@@ -239,12 +245,7 @@ class Link(asyncio.Protocol):
         self._out.append(encode_frame(id, message))
         # Frames of one turn of the loop leave in one write.
         if len(self._out) == 1:
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _flush(self) -> None:
-        if self._out and self._transport is not None:
-            self._transport.write(b"".join(self._out))
-        self._out.clear()
+            asyncio.get_running_loop().call_soon(self.flush)
 
 
 class _Accepted(Link):

@@ -689,6 +689,7 @@ class Fleet:
         """Tell an agent process, before it is stopped, that it ends for good."""
         if child.kind == "agent" and child.run is not None and child.run.link is not None:
             child.run.link.send(Leave())
+            child.run.link.flush()  # it is to come before the signal
 
     @property
     def members_share(self) -> bool:

@@ -31,7 +31,7 @@ def test_last_words_are_heard_though_a_write_finds_the_other_end_closed() -> Non
 
         # Before the loop has read anything.
         link.send(Draining([]))
-        link._flush()
+        link.flush()
         await link.closed.wait()
         await link.drain()
         return taken
