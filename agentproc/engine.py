@@ -120,7 +120,11 @@ class Engine:
                 plan.slots,
                 {agent.name: agent.get_topic_names() for agent in self.agents},
                 {table.name: table.partitions or 1 for table in self.tables},
-                {agent.channel.name: agent.channel.begins_at for agent in self.agents},
+                {
+                    topic.name: topic.begins_at
+                    for agent in self.agents
+                    for topic in agent.channel.parts
+                },
             ),
             self,
         )
@@ -128,7 +132,7 @@ class Engine:
         self._alone = alone
         self._feeds = [Feed(self, agent) for agent in self.agents]
         self._topics: dict[str, Topic] = {
-            agent.channel.name: agent.channel for agent in self.agents
+            topic.name: topic for agent in self.agents for topic in agent.channel.parts
         }
         self._readers: dict[str, list[Feed]] = defaultdict(list)  # topic -> feeds
         for feed in self._feeds:

@@ -129,7 +129,7 @@ class Agent:
 
     def get_topic_names(self) -> list[str]:
         """The topics that it reads."""
-        return [self.channel.name]
+        return [topic.name for topic in self.channel.parts]
 
     def add_sink(self, sink: Sink) -> None:
         """Pass what the agent yields to one more function, topic or agent."""

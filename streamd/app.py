@@ -1,5 +1,6 @@
 """The App: everything that a user's module declares, and what follows from it. No I/O."""
 
+import copy
 import inspect
 import sys
 import zlib
@@ -157,7 +158,7 @@ class App:
         pattern: str | None = None,
         **unused: Any,
     ) -> Topic:
-        """Declare a topic.
+        """Declare a topic; or several, which are read as one and sent to as the first.
 
         Args:
             value_type: What values become: str, int, a Record, any type msgspec knows;
@@ -183,8 +184,21 @@ class App:
                 f"topic {', '.join(names)!r} has offset_reset={offset_reset!r}: expected "
                 "earliest, latest or error"
             )
-        if len(names) != 1:
-            raise AppError(f"app.topic() takes one name, not {names!r}: declare several topics")
+        if not names:
+            raise AppError("app.topic() needs a name")
+        if len(names) > 1:
+            return self._several(
+                [
+                    self.topic(
+                        name, key_type=key_type, value_type=value_type,
+                        key_serializer=key_serializer, value_serializer=value_serializer,
+                        partitions=partitions, retention=retention, packed=packed,
+                        offset_reset=offset_reset, replicas=replicas, compacting=compacting,
+                        deleting=deleting, config=config, **unused,
+                    )
+                    for name in dict.fromkeys(names)
+                ]
+            )  # fmt: skip
         self._note_unused("topic", unused)
         if packed and compacting:
             raise AppError(
@@ -655,7 +669,8 @@ class App:
     def topic_infos(self) -> list[wire.TopicInfo]:
         topics = dict(self.topics)
         for agent in self.agents.values():
-            topics.setdefault(agent.channel.name, agent.channel)
+            for topic in agent.channel.parts:
+                topics.setdefault(topic.name, topic)
         infos = [
             wire.TopicInfo(
                 name=topic.name,
@@ -716,6 +731,21 @@ class App:
             packed=packed, **on_kafka,
         )  # fmt: skip
 
+    def _several(self, topics: list[Topic]) -> Topic:
+        first = topics[0]
+        for topic in topics:
+            for word in ("key_type", "value_type", "partitions"):
+                if getattr(topic, word) != getattr(first, word):
+                    raise AppError(
+                        f"topics {first.name!r} and {topic.name!r} are read as one, with "
+                        f"{word} {_word(getattr(first, word))} and "
+                        f"{_word(getattr(topic, word))}: expected the same",
+                        remedy="an agent for each topic",
+                    )
+        together = copy.copy(first)
+        together.parts = tuple(topics)
+        return together
+
     def _page_id(self, path: str, name: str) -> int:
         """The same in every version of the app that has the page: during a reload the gateway
         asks old and new processes alike."""
@@ -771,7 +801,9 @@ class App:
     def _place_partitions(self) -> None:
         for group in self.groups:
             counts = {
-                agent.channel.name: agent.channel.partition_count for agent in group.agents
+                topic.name: topic.partition_count
+                for agent in group.agents
+                for topic in agent.channel.parts
             }
             if group.tables and len(set(counts.values())) > 1:
                 raise AppError(

@@ -179,7 +179,12 @@ def _why(group: Group, uses: Mapping[str, Uses]) -> str:
 def _sources_first(groups: list[Group], uses: Mapping[str, Uses]) -> list[Group]:
     """Order by the flow of events; groups in a cycle keep the order of their definition."""
     home = {agent.name: group.name for group in groups for agent in group.agents}
-    reads = {agent.channel.name: group.name for group in groups for agent in group.agents}
+    reads = {
+        name: group.name
+        for group in groups
+        for agent in group.agents
+        for name in agent.get_topic_names()
+    }
     targets: dict[str, set[str]] = {group.name: set() for group in groups}
     for group in groups:
         for agent in group.agents:

@@ -57,6 +57,9 @@ class Topic:
         self.partitions = partitions  # None: as `topic_partitions` says
         self.retention_s = retention_s
         self.owned = owned
+        self.parts: tuple[Topic, ...] = (
+            self,
+        )  # several: it is read as one, and sent to the first
         self.offset_reset = offset_reset  # None: as `consumer_auto_offset_reset` says
         # On Kafka only:
         self.packed = owned if packed is None else packed

@@ -8,7 +8,7 @@ import pytest
 from flowing import app_of, eventually, flow_test, running
 
 from streamd.app import App
-from streamd.errors import BrokerError
+from streamd.errors import AppError, BrokerError
 
 
 def test_events_and_items_carry_keys_headers_and_places() -> None:
@@ -42,6 +42,49 @@ def test_events_and_items_carry_keys_headers_and_places() -> None:
         assert [s for s in seen if len(s) == 2] == [("k", 7), ("m", 8)]
 
     flow_test(test)
+
+
+def test_several_topics_are_read_as_one_and_sent_to_as_the_first() -> None:
+    seen: list[tuple[str, int]] = []
+
+    def build() -> App:
+        app = app_of()
+        both = app.topic("a", "b", key_type=str, value_type=int)
+        counts = app.Table("counts", default=int)
+
+        @app.agent(both)
+        async def count(stream: Any) -> None:
+            async for event in stream.events():
+                seen.append((event.message.topic, event.value))
+                counts[event.key] += event.value
+
+        @app.agent(app.topic("in", value_type=int))
+        async def pass_on(values: Any) -> None:
+            async for value in values:
+                await both.send(key="k", value=value)
+
+        return app
+
+    async def test() -> None:
+        async with running(build) as flow:
+            partition = flow.app.topics["a"].encode("k", 1).partition
+            await flow.send("a", 1, key="k", partition=partition)
+            await flow.send("b", 10, key="k", partition=partition)
+            await flow.send("in", 100)
+            await flow.settled()
+
+            assert sorted(seen) == [("a", 1), ("a", 100), ("b", 10)]
+            assert flow.table("counts") == {"k": 111}
+
+    flow_test(test)
+
+
+def test_topics_of_different_types_cannot_be_read_as_one() -> None:
+    app = app_of()
+    app.topic("b", value_type=str)
+
+    with pytest.raises(AppError, match=r"value_type None and 'str'|value_type 'str' and None"):
+        app.topic("a", "b")
 
 
 def test_current_event_is_the_one_in_work() -> None:

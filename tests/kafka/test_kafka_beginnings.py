@@ -26,6 +26,7 @@ class Reading:
         self.id = unique("app")
         self.topic = make_topic(bootstrap)
         self.tp = TP(self.topic, 0)
+        self.topics = [self.topic]
         self.tables = tables or {}
 
     def write(self, count: int) -> None:
@@ -42,7 +43,7 @@ class Reading:
             broker = KafkaBroker(resolve(keywords, {}, None, {}), [info], "host")
             session = broker.session(
                 Subscription(
-                    self.id, "g", 0, 1, {AGENT: [self.topic]}, self.tables,
+                    self.id, "g", 0, 1, {AGENT: self.topics}, self.tables,
                     {self.topic: reset},
                 )
             )  # fmt: skip
@@ -115,6 +116,31 @@ def test_offsets_of_a_faust_app_are_taken_over_once(
     assert "its tables counts begin empty" in caplog.text
     reading.commit_as(reading.id, 1)
     assert reading.begins() == 4
+
+
+def test_a_group_reads_several_topics_each_from_where_it_was(kafka: str) -> None:
+    reading = Reading(kafka)
+    other = make_topic(kafka)
+    reading.write(3)
+    write(kafka, other, [b"x"])
+    reading.topics = [reading.topic, other]
+
+    async def read(session: KafkaSession) -> list[bytes | None]:
+        values: list[bytes | None] = []
+        while len(values) < 4:
+            values += [value for batch in await session.poll(100) for value in batch.values]
+        await session.commit(
+            Checkpoint(
+                positions={
+                    (AGENT, reading.tp): position_of(2),
+                    (AGENT, TP(other, 0)): position_of(1),
+                }
+            )
+        )
+        return values
+
+    assert sorted(v or b"" for v in reading.in_session(read)) == [b"0", b"1", b"2", b"x"]
+    assert reading.begins() == 2
 
 
 def test_an_offset_beyond_the_end_is_of_a_topic_that_is_no_more(kafka: str) -> None:
