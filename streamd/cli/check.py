@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from streamd.agentproc.broker.outside import topics_on_kafka
+from streamd.agentproc.kafka.installation import installation_there
 from streamd.app import App
 from streamd.cli import output, target
 from streamd.cli.imported import import_app
@@ -159,6 +160,7 @@ def _check_kafka(app: App, hello: Hello) -> Iterator[Finding]:
         return
     there = output.plural(len(survey.found), "topic")
     yield Finding("ok", "broker", f"{broker}, {there} of the app there")
+    yield _members(hello)
     for topic in survey.missing:
         yield Finding("ok", "topic", f"{topic.name} would be made: {topic.shape}")
     for name, how in survey.different.items():
@@ -168,6 +170,17 @@ def _check_kafka(app: App, hello: Hello) -> Iterator[Finding]:
         )  # fmt: skip
     for refused in survey.refused:
         yield Finding("fail", "topic", str(refused), refused.remedy)
+
+
+def _members(hello: Hello) -> Finding:
+    """What the processes are called on the cluster."""
+    id, datadir = hello.app_id, Path(hello.settings["datadir"])
+    names = [f"{id}.{group.name}" for group in hello.groups if group.agents]
+    known = installation_there(datadir)
+    who = f"installation {known}" if known else "an installation made at the first start"
+    groups = f"consumer groups {', '.join(names)}" if names else "no consumer groups"
+    guarantee = hello.settings["processing_guarantee"]
+    return Finding("ok", "broker", f"{groups}; {who}; {guarantee}")
 
 
 def _check_web(settings: dict[str, Any]) -> Finding:

@@ -169,6 +169,8 @@ def test_check_warns_of_what_differs_and_fails_where_the_app_cannot_run(words: S
         for each in json.loads(checked.stdout)["findings"]
         if each["subject"] == "topic" and each["level"] != "ok"
     }
+    groups = f"consumer groups {words.id}.split, {words.id}.count"
+    assert f"{groups}; an installation made at the first start" in checked.stdout
     assert checked.returncode == 1
     assert "cleanup.policy is delete, declared is compact" in found["warn", changes]
     assert any("has 3 partitions on the cluster" in text for text in found.values())
