@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from kafka_clients import make_topic, unique, write
 
 from streamd.agentproc.broker import TP, Checkpoint, Subscription
@@ -27,6 +28,7 @@ class Reading:
         self.topic = make_topic(bootstrap)
         self.tp = TP(self.topic, 0)
         self.topics = [self.topic]
+        self.packed = False
         self.tables = tables or {}
 
     def write(self, count: int) -> None:
@@ -39,7 +41,7 @@ class Reading:
 
         async def main() -> Any:
             keywords = {"id": self.id, "broker": f"kafka://{self.bootstrap}"}
-            info = TopicInfo(self.topic, 1, False, None, "", "")
+            info = TopicInfo(self.topic, 1, self.packed, None, "", "", packed=self.packed)
             broker = KafkaBroker(resolve(keywords, {}, None, {}), [info], "host")
             session = broker.session(
                 Subscription(
@@ -141,6 +143,24 @@ def test_a_group_reads_several_topics_each_from_where_it_was(kafka: str) -> None
 
     assert sorted(v or b"" for v in reading.in_session(read)) == [b"0", b"1", b"2", b"x"]
     assert reading.begins() == 2
+
+
+def test_an_agents_own_topic_that_lost_its_beginning_goes_on_with_what_faust_committed(
+    kafka: str,
+) -> None:
+    reading = Reading(kafka)
+    reading.packed = True
+    reading.write(5)
+    admin = AdminClient({"bootstrap.servers": kafka})
+    admin.delete_records([TopicPartition(reading.topic, 0, 2)])[
+        TopicPartition(reading.topic, 0, 2)
+    ].result(30)
+
+    with pytest.raises(ConfigError, match="begins at offset 2: what was before was read"):
+        reading.begins()
+
+    reading.commit_as(reading.id, 3)
+    assert reading.begins() == 3
 
 
 def test_an_offset_beyond_the_end_is_of_a_topic_that_is_no_more(kafka: str) -> None:
