@@ -545,7 +545,8 @@ class Fleet:
             case Stats():
                 run.stats = message
             case Note():
-                self.note(message.level, "disk", f"{child.name}: {message.text}", child.name)
+                kind: Kind = "hosts" if child.kind == "web" else "disk"
+                self.note(message.level, kind, f"{child.name}: {message.text}", child.name)
             case Draining():
                 run.draining = message.left
             case Failing():

@@ -39,6 +39,7 @@ Kind = Literal[
     "reload",
     "scale",
     "disk",
+    "hosts",
     "stray",  # what a process left behind
     "stop",  # of the instance
 ]

@@ -25,7 +25,7 @@ from streamd.webgw.guard import Guard
 from streamd.webgw.http import serve_http
 from streamd.webgw.live import Hub
 from streamd.webgw.pages import Pages
-from streamd.wire import Message, Owners, Ready, Site, Snapshot
+from streamd.wire import Message, Note, Owners, Ready, Site, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ async def run(link_fd: int, listen_fd: int) -> int:
     end = socket.socket(fileno=link_fd)
     end.setblocking(False)
     link = await adopt(end, "master", take, on_lost=lambda link: stop.set())
+    fleet.hosts.tell = lambda text: link.send(Note("WARNING", text))
     await _first(fleet.told, stop)
     if not stop.is_set():
         link.send(Ready([]))

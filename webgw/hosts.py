@@ -75,6 +75,7 @@ class Hosts:
 
     def __init__(self, secret: Callable[[], str]) -> None:
         self._secret = secret
+        self.tell: Callable[[str], None] | None = None  # the master, once
         self.gateway = ""  # our own
         self._app_id = ""
         self._log: Path | None = None  # where the cluster is asked; None: there is none
@@ -107,11 +108,15 @@ class Hosts:
         if gateway in ("", self.gateway):
             return None
         if not self._secret():
-            raise NoSecret(
+            refused = NoSecret(
                 f"partition {partition} of {group} is on the host {gateway}, and hosts ask "
                 "each other only with a secret that they share",
                 remedy="set web_token, the same on every host",
             )
+            if self.tell is not None:
+                self.tell(f"{refused}: {refused.remedy}")
+                self.tell = None
+            raise refused
         return Owner(group, f"the host {gateway}", SCHEME + gateway, -1, 0, [partition], [])
 
     async def elsewhere(self, group: str) -> list[int]:
