@@ -115,6 +115,7 @@ class Cluster:
     def _end(self, error: StreamdError) -> None:
         log.error("%s", error)
         self.link.send(Failing(str(error), error.seen, error.remedy, error.exit_code))
+        self.link.flush()
         os._exit(error.exit_code)
 
     async def close(self) -> None:
