@@ -118,21 +118,17 @@ def test_reset_rebuilds_a_table_from_the_beginning_and_counts_each_word_once(
     words.do(["send", f"{words.id}-posts", "-"], 3 * "a b\n")
     words.do("start")
     eventually(lambda: words.count_of("a") == 3)
-    while_it_runs = words.run("reset --yes")
     words.do("stop")
 
     planned = words.ask("reset --dry-run")
     done = words.ask("reset --yes")
-    unread = behind(words)["count"]
     words.do(["send", f"{words.id}-posts", "b"])
     words.do("start")
     eventually(lambda: words.count_of("b") == 4)
 
-    assert while_it_runs.returncode == 75
     own = f"{words.id}-proj.count"
     assert planned["from"] == done["from"] == {f"{own}[0]": 0, f"{own}[1]": 0}
     assert (planned["done"], done["done"]) == (False, True)
-    assert unread > 0
     assert words.count_of("a") == 3
 
 
