@@ -6,6 +6,11 @@ import time
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+)
 from kafka_clients import unique
 from kafka_sessions import (
     GUARANTEES,
@@ -297,6 +302,56 @@ def test_the_rows_of_an_aborted_transaction_count_for_no_guarantee(kafka: str) -
         assert place.last_rows() == {b"k": b"1"}
 
     run(body)
+
+
+def test_a_compacted_changelog_and_compacted_markers_say_the_same(kafka: str) -> None:
+    place = Place(kafka)
+
+    async def body() -> None:
+        for number in range(3):
+            async with place.reader() as session:
+                await compact_at_once(place)
+                for count in range(20):
+                    rows = {b"a": b"%d" % count, b"%d" % number: b"%d" % count, b"d": None}
+                    await session.commit(Checkpoint([], change(rows)))
+        failpoints.arm("kafka.before-markers:1:raise")
+        try:
+            async with place.reader() as session:
+                with pytest.raises(failpoints.FailpointError):
+                    await session.commit(Checkpoint([], change({b"a": b"late", b"z": b"1"})))
+        finally:
+            failpoints.arm(None)
+        async with asyncio.timeout(60):
+            # What came late is not compacted before it is repaired: it is in the last segment.
+            while len(place.records(place.markers)) > 50:
+                await asyncio.sleep(0.2)
+            while len(place.records(place.changelog)) > 100:
+                await asyncio.sleep(0.2)
+        wanted = {b"a": b"19", **{b"%d" % number: b"19" for number in range(3)}}
+        async with place.reader() as session:
+            assert dict(await session.load("counts", 0)) == wanted
+        assert place.last_rows() == wanted
+
+    run(body)
+
+
+async def compact_at_once(place: Place) -> None:
+    """Let the broker compact all but the newest moment of what the group keeps."""
+    wanted = {
+        "min.compaction.lag.ms": "0", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01",
+    }  # fmt: skip
+    admin = place.broker().admin
+    for name in (place.markers, place.changelog):
+        resource = ConfigResource(
+            ConfigResource.Type.TOPIC,
+            name,
+            incremental_configs=[
+                ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+                for key, value in wanted.items()
+            ],
+        )
+        [altered] = admin.incremental_alter_configs([resource]).values()
+        await asyncio.to_thread(altered.result, 30)
 
 
 # Rivals.

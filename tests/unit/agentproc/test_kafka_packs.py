@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -299,3 +300,33 @@ def test_the_last_marker_of_the_highest_incarnation_counts_whatever_comes_late(
         return
     last = defaultdict(int, {pair: n for n, pair in enumerate(history)})
     assert (best.incarnation, best.number) == (max(history), last[max(history)])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 9)), max_size=12))
+def test_compaction_changes_nothing_of_what_counts(
+    owners: list[tuple[int, bool, int]],
+) -> None:
+    """Some claims miss the last checkpoint of who was before, and are made again."""
+    owner = Marker(Incarnation(1, 0), 0, {}, {}, {})
+    log = [owner]
+
+    def claim(over_number: int, luck: int) -> Marker:
+        epoch = max(marker.incarnation for marker in log).epoch + 1
+        incarnation = Incarnation(epoch, luck)
+        log.append(
+            Marker(incarnation, 0, {}, {}, {}, over=owner.incarnation, over_number=over_number)
+        )
+        return log[-1]
+
+    for checkpoints, misses, luck in owners:
+        for _ in range(checkpoints):
+            owner = msgspec.structs.replace(owner, number=owner.number + 1)
+            log.append(owner)
+        if misses and owner.number:
+            claim(owner.number - 1, luck)
+            assert newest(log) == owner
+        owner = claim(owner.number, luck)
+
+    last = {marker.incarnation: n for n, marker in enumerate(log)}
+    compacted = [log[n] for n in sorted(last.values())]
+    assert newest(log) == newest(compacted) == owner
