@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from streamd.agents import Agent as Agent
     from streamd.app import App as App
     from streamd.codecs import Codec as Codec
+    from streamd.credentials import OAuthCredentials as OAuthCredentials
+    from streamd.credentials import SASLCredentials as SASLCredentials
+    from streamd.credentials import SSLCredentials as SSLCredentials
     from streamd.errors import StreamdError as StreamdError
     from streamd.events import Event as Event
     from streamd.records import Record as Record
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
     from streamd.topics import Topic as Topic
 
 __all__ = [
-    "Agent", "App", "Codec", "Event", "Record", "Stream", "StreamdError", "Table", "Topic",
+    "Agent", "App", "Codec", "Event", "OAuthCredentials", "Record", "SASLCredentials",
+    "SSLCredentials", "Stream", "StreamdError", "Table", "Topic",
 ]  # fmt: skip
 
 _HOMES = {
@@ -25,7 +29,10 @@ _HOMES = {
     "App": "app",
     "Codec": "codecs",
     "Event": "events",
+    "OAuthCredentials": "credentials",
     "Record": "records",
+    "SASLCredentials": "credentials",
+    "SSLCredentials": "credentials",
     "Stream": "streams",
     "StreamdError": "errors",
     "Table": "tables",

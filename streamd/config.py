@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar, overload
 
 import msgspec
 
+from streamd.credentials import CREDENTIALS, security
 from streamd.errors import ConfigError
 from streamd.kinds import (
     ANY,
@@ -45,6 +46,7 @@ from streamd.kinds import (
     choice,
     optional,
 )
+from streamd.librdkafka import OPTIONS
 from streamd.secrets import MASKED, hide, mask, secrets_of
 from streamd.wire import SettingInfo
 
@@ -90,17 +92,31 @@ NO_EFFECT = {
             " HttpClient Serializers blocking_timeout agent_supervisor stream_buffer_maxsize"
             " reply_create_topic create_reply_topic reply_to reply_to_prefix"
         ),
+        "there is one cluster for reading and writing: set broker": (
+            "broker_consumer broker_producer"
+        ),
+        "how many events are taken at once adapts by itself": "broker_max_poll_records",
+        "Kafka gives a rebalance as long as broker_max_poll_interval": (
+            "broker_rebalance_timeout"
+        ),
+        "each process has a name of its own in its group; STREAMD_INSTANCE names the host": (
+            "consumer_group_instance_id"
+        ),
+        "streamd always waits for all copies: with less, records are lost": "producer_acks",
+        "keys are always spread as Java's clients do: the tables look for them there": (
+            "producer_partitioner"
+        ),
+        "set producer_linger": "producer_linger_ms",
+        "a record may have 1 MB, as streamd's topics say": "producer_max_request_size",
+        'set "metadata.max.age.ms" in broker_options': (
+            "consumer_metadata_max_age_ms producer_metadata_max_age_ms"
+        ),
+        'set "connections.max.idle.ms" in broker_options': (
+            "consumer_connections_max_idle_ms producer_connections_max_idle_ms"
+        ),
         _LATER: (
-            "monitor config_source broker_check_crcs broker_client_id client_id"
-            " broker_consumer broker_producer"
-            " broker_heartbeat_interval broker_max_poll_interval broker_max_poll_records"
-            " broker_rebalance_timeout broker_request_timeout consumer_max_fetch_size"
-            " consumer_group_instance_id"
-            " consumer_metadata_max_age_ms consumer_connections_max_idle_ms logging_config"
-            " loghandlers producer_acks producer_compression_type producer_linger"
-            " producer_linger_ms producer_max_batch_size producer_max_request_size"
-            " producer_partitioner producer_request_timeout producer_metadata_max_age_ms"
-            " producer_connections_max_idle_ms reply_expires table_cleanup_interval"
+            "monitor config_source logging_config loghandlers reply_expires"
+            " table_cleanup_interval"
             " cache web_cors_options Agent Event Schema Stream Table"
             " SetTable GlobalTable SetGlobalTable Topic Monitor"
         ),
@@ -111,7 +127,7 @@ NO_EFFECT = {
 
 REFUSED = {
     name: "streamd cannot do this yet, and must not run as if it did"
-    for name in ("broker_credentials", "ssl_context", "web_ssl_context")
+    for name in ("web_ssl_context",)
 }
 
 ALIASES = {
@@ -120,6 +136,8 @@ ALIASES = {
     "replication_factor": "topic_replication_factor",
     "commit_interval": "broker_commit_interval",
     "origin": "app_origin",
+    "client_id": "broker_client_id",
+    "ssl_context": "broker_credentials",
 }
 """Other names of Faust's, and the name that is meant."""
 
@@ -181,6 +199,11 @@ class Setting(Generic[T_co]):
         if settings is None:
             return self
         raise AttributeError(f"{self.name} is known only once the app is imported")
+
+    @property
+    def is_table(self) -> bool:
+        """Does its value have names of its own?"""
+        return self.kind in (OPTIONS, CREDENTIALS)
 
     @property
     def variable(self) -> str | None:
@@ -293,6 +316,72 @@ class Settings:
         DURATION_ABOVE_0,
         "10s",
         "How long Kafka waits for a silent member before others take over.",
+    )
+
+    broker_heartbeat_interval = Setting(
+        optional(DURATION_ABOVE_0),
+        None,
+        "How often a member tells Kafka that it lives; none: a tenth of the session's "
+        "time-out, 1s at most.",
+        option=None,
+    )
+    broker_max_poll_interval = Setting(
+        DURATION_ABOVE_0,
+        "5m",
+        "How long a member may take to give back partitions before Kafka goes on without it.",
+        option=None,
+    )
+    broker_request_timeout = Setting(
+        DURATION_ABOVE_0,
+        "60s",
+        "How long Kafka may take to answer before the connection is made anew.",
+        option=None,
+    )
+    broker_client_id = Setting(
+        optional(TEXT),
+        None,
+        "How Kafka's logs and quotas call the app's clients, none: by its id; members of "
+        "groups have names of their own.",
+        option=None,
+    )
+    broker_check_crcs = Setting(
+        BOOL, False, "Compare the checksums of what is read from Kafka.", option=None
+    )
+    broker_credentials = Setting(
+        CREDENTIALS,
+        None,
+        "TLS and login on Kafka: SASLCredentials, SSLCredentials or OAuthCredentials of "
+        "streamd, or a table of their words.",
+        option=None,
+    )
+    broker_options = Setting(
+        OPTIONS,
+        {},
+        "Options of all Kafka clients by librdkafka's names; they win over other settings.",
+        option=None,
+    )
+    broker_consumer_options = Setting(OPTIONS, {}, "The same of those that read.", option=None)
+    broker_producer_options = Setting(OPTIONS, {}, "The same of those that write.", option=None)
+    consumer_max_fetch_size = Setting(
+        SIZE, "1MiB", "Most that is read from a partition of Kafka's at once.", option=None
+    )
+    producer_compression_type = Setting(
+        choice("none", "gzip", "snappy", "lz4", "zstd"),
+        "lz4",
+        "How records are compressed on Kafka.",
+        option=None,
+    )
+    producer_linger = Setting(
+        DURATION, "5ms", "How long records may wait for others to be sent with.", option=None
+    )
+    producer_max_batch_size = Setting(
+        SIZE, "1MB", "Most that is written to a partition of Kafka's at once.", option=None
+    )
+    producer_request_timeout = Setting(
+        DURATION_ABOVE_0,
+        "30s",
+        "How long Kafka may take to make copies of records before they are sent anew.",
+        option=None,
     )
 
     broker_group_protocol = Setting(
@@ -474,7 +563,7 @@ SETTINGS: tuple[Setting[Any], ...] = tuple(Settings.table.values())
 
 def broker_kind(broker: str) -> str:
     """`embedded`, `memory` or `kafka`, of the setting `broker`."""
-    return broker.partition("://")[0]
+    return broker.partition("://")[0].removesuffix("+ssl")
 
 
 def broker_servers(broker: str) -> list[str]:
@@ -567,8 +656,8 @@ class _Resolution:
             raise _one_error(self._errors)
         if not self._early_only:
             _derive(values, origins)
-        hide(secrets_of(values))
         settings = Settings(values, origins)
+        hide(secrets_of(settings.plain()))
         settings.warnings = self._warnings
         return settings
 
@@ -648,7 +737,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     """Names and values; `[web] port = 1` is `web_port = 1`, and `-` is as good as `_`."""
     for key, value in table.items():
         name = f"{prefix}{key.replace('-', '_')}"
-        if isinstance(value, dict):
+        entry = Settings.table.get(name)
+        if isinstance(value, dict) and not (entry and entry.is_table):
             yield from _flat(value, f"{name}_")
         else:
             yield name, value
@@ -678,6 +768,8 @@ def _line_of(name: str, text: str) -> int:
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):
             section = re.sub(r"^tool\.streamd\.?", "", header[1].strip())
+            if re.sub(r"[.\s-]+", "_", section) == name:
+                return number
             continue
         key = line.partition("=")[0].strip().strip("'\"")
         full = f"{section}.{key}" if section else key
@@ -722,6 +814,7 @@ def _derive(values: dict[str, Any], origins: dict[str, str]) -> None:
         values["datadir"] = Path(f"{values['id']}-data")
     if values["version"] > 1:
         values["id"] = f"{values['id']}-v{values['version']}"
+    security(values["broker"], values["broker_credentials"], values["broker_options"])
     file = values["web_token_file"]
     if values["web_token"] is None and file is not None:
         what = f"web_token_file is {str(file)!r} ({origins['web_token_file']})"
@@ -741,7 +834,7 @@ def _derive(values: dict[str, Any], origins: dict[str, str]) -> None:
 
 
 def _wrong_value(entry: Setting[Any], found: Found, error: Exception) -> ConfigError:
-    seen = MASKED if entry.secret else mask(repr(found.value))
+    seen = MASKED if entry.secret else entry.kind.shown_raw(found.value)
     what = f"{entry.name} is {seen} ({found.origin})"
     if isinstance(error, Refused):
         return ConfigError(
@@ -786,7 +879,7 @@ def settings_page() -> str:
     ]
     for name, entry in Settings.table.items():
         value = None if entry.default is None else entry.kind.parse(entry.default)
-        default = "none" if value in (None, []) else f"`{entry.kind.show(value)}`"
+        default = "none" if value in (None, [], {}) else f"`{entry.kind.show(value)}`"
         option = f"{entry.short}, {entry.option}" if entry.short else entry.option
         ways = [
             "" if entry.early else f"`App({'' if name == 'id' else f'{name}='}...)`",

@@ -26,7 +26,8 @@ class Kind(Generic[T_co]):
     """What values of a setting look like.
 
     `parse` takes text, or what Python and TOML have for it, and raises ValueError or TypeError
-    on anything else. `show` gives text that `parse` takes, `plain` what frames can carry.
+    on anything else. `show` gives text that `parse` takes, `plain` what frames can carry;
+    `shown_raw` is for people, of what `parse` has refused, without its secrets.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Kind(Generic[T_co]):
         *,
         show: Callable[[Any], str] = str,
         plain: Callable[[Any], Any] = lambda value: value,
+        shown_raw: Callable[[object], str] | None = None,
         choices: tuple[str, ...] = (),
         unit: str = "",
     ) -> None:
@@ -43,8 +45,13 @@ class Kind(Generic[T_co]):
         self.parse = parse
         self.show = show
         self.plain = plain
+        self.shown_raw = shown_raw or _shown_raw
         self.choices = choices
         self.unit = unit
+
+
+def _shown_raw(value: object) -> str:
+    return mask(repr(value))
 
 
 MAX_NUMBER = 2**63 - 1  # what a frame and a database take
@@ -178,7 +185,8 @@ def parse_bool(value: object) -> bool:
 
 
 def parse_broker(value: object) -> str:
-    """One canonical text of a broker: `embedded://`, `memory://` or `kafka://a:9092;b:9092`.
+    """One canonical text of a broker: `embedded://`, `memory://`, `kafka://a:9092;b:9092`, or
+    `kafka+ssl://…`.
 
     >>> parse_broker(["aiokafka://a", "b:9093"])
     'kafka://a:9092;b:9093'
@@ -201,20 +209,23 @@ def parse_broker(value: object) -> str:
         scheme, found, rest = url.rpartition("://")
         # Later addresses of a list need no scheme, and Faust takes a bare one as Kafka's.
         scheme = scheme.lower() if found else (schemes[-1] if schemes else "kafka")
-        schemes.append({"aiokafka": "kafka", "confluent": "kafka"}.get(scheme, scheme))
+        transport, plus, tls = scheme.partition("+")
+        transport = {"aiokafka": "kafka", "confluent": "kafka"}.get(transport, transport)
+        schemes.append(f"{transport}{plus}{tls}")
         servers.append(rest.rstrip("/"))
     kind = schemes[0]
-    if kind not in {"embedded", "memory", "kafka"}:
-        close = get_close_matches(kind, ["embedded", "memory", "kafka"], 1)
+    known = ["embedded", "memory", "kafka", "kafka+ssl"]
+    if kind not in known:
+        close = get_close_matches(kind, known, 1)
         hint = f"; did you mean {close[0]}://?" if close else ""
         raise Refused(f"no broker of the kind {kind}:// is known{hint}")
     if set(schemes) != {kind}:
         raise Refused("brokers of several kinds are named")
-    if kind != "kafka":
+    if not kind.startswith("kafka"):
         if any(servers) or len(servers) > 1:
             raise Refused(f"{kind}:// takes nothing behind it; datadir says where the log is")
         return f"{kind}://"
-    return f"kafka://{';'.join(_server(server) for server in servers)}"
+    return f"{kind}://{';'.join(_server(server) for server in servers)}"
 
 
 def _server(text: str) -> str:
@@ -387,7 +398,10 @@ ANY = Kind(
     plain=lambda value: value if isinstance(value, bool | str) else repr(value),
 )
 BROKER = Kind(
-    "embedded://, memory:// or kafka://host:9092;host2:9092", parse_broker, show=str, plain=str
+    "embedded://, memory://, kafka://host:9092;host2:9092 or kafka+ssl://user:password@host",
+    parse_broker,
+    show=str,
+    plain=str,
 )
 LEVEL = choice(*LEVELS, warning="warn", critical="crit", fatal="crit")
 APP_ID = Kind("letters, digits, '.', '_' and '-'", _app_id)

@@ -20,6 +20,11 @@ _NAMED = re.compile(
     r"(?:(?P<quote>['\"])[^'\"]+(?P=quote)|['\"]?[^\s'\",;&)]+)"
 )
 _PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
+# A token as OAuth's servers sign them: three parts in base64.
+_SIGNED = re.compile(r"\beyJ[\w-]{6,}\.[\w-]+\.[\w-]*")
+_SECRET_NAME = re.compile(
+    r"(?i)(?:password|passwd|secret|token|passphrase|jaas\.config|key\.pem|private\.key)$"
+)
 _HINTS = ("password", "passwd", "secret", "token")
 _hidden: set[str] = set()
 
@@ -29,19 +34,27 @@ def hide(values: Iterable[str]) -> None:
     _hidden.update(value for value in values if len(value) >= LEAST_HIDDEN_CHARS)
 
 
+def is_secret_name(name: str) -> bool:
+    """Does an option of this name hold a secret?"""
+    return _SECRET_NAME.search(name) is not None
+
+
 def secrets_of(settings: Mapping[str, Any]) -> Iterator[str]:
     """The secret texts in the values of settings, as they stand there and decoded."""
     for name, value in settings.items():
-        if isinstance(value, str) and name.endswith(_HINTS):
+        if isinstance(value, str) and is_secret_name(name):
             yield value
+        if isinstance(value, Mapping):
+            yield from secrets_of(value)
         for text in value if isinstance(value, list) else [value]:
             for url in _URL.findall(text) if isinstance(text, str) else ():
                 for login in _LOGIN.finditer(url):
                     yield login["password"]
-                    yield _decoded(login["password"])
+                    yield decoded(login["password"])
 
 
-def _decoded(text: str) -> str:
+def decoded(text: str) -> str:
+    """A text of a URL without its percent signs."""
     # By hand: urllib is half a megabyte of the master's memory.
     data = _PERCENT.sub(lambda found: bytes.fromhex(found[1].decode()), text.encode())
     return data.decode(errors="replace")
@@ -49,7 +62,7 @@ def _decoded(text: str) -> str:
 
 def may_hold_secrets(text: str) -> bool:
     """False if `mask` would leave `text` as it is; a quick look at much text at once."""
-    if "@" in text and "://" in text:
+    if ("@" in text and "://" in text) or "eyJ" in text:
         return True
     lower = text.lower()
     return any(hint in lower for hint in _HINTS) or any(value in text for value in _hidden)
@@ -65,7 +78,7 @@ def mask(text: str) -> str:
         return text
     if "@" in text and "://" in text:
         text = _URL.sub(lambda url: _LOGIN.sub(rf"\g<user>:{MASKED}@", url[0]), text)
-    text = _NAMED.sub(_blank, text)
+    text = _SIGNED.sub(MASKED, _NAMED.sub(_blank, text))
     for value in _hidden:
         text = text.replace(value, MASKED)
     return text

@@ -88,8 +88,8 @@ class KafkaBroker:
         self.installation = installation
         self.gateway = gateway
         self.reach = options.connection(settings)
-        self.health = Health(dict(self.reach), tells=patience_s is None)
-        self.reach["error_cb"] = self.health.on_error
+        self.health = Health(self.reach.admin, tells=patience_s is None)
+        self.reach.ours["error_cb"] = self.health.on_error
         self.patience_s = patience_s
         self.stores = stores
         self.declared = {topic.name: topic for topic in declared}
@@ -109,11 +109,8 @@ class KafkaBroker:
         topic = topics.Wanted(f"{settings.id}-leader", 1, settings.topic_replication_factor)
         await asyncio.to_thread(self.ensure, [topic])
         name = f"{settings.id}.{group}.leader"
-        session_ms = int(settings.broker_session_timeout * 1000)
         instance = f"{name}/{self.installation}"
-        member = options.member(
-            self.reach, name, instance, session_ms=session_ms, together=False
-        )
+        member = options.member(self.reach, name, settings.id, instance, together=False)
         leading = Leading(member, topic.name, self.health, asyncio.get_running_loop(), tell)
         leading.start()
         return leading
@@ -127,7 +124,7 @@ class KafkaBroker:
     def admin(self) -> AdminClient:
         """The client that makes and describes topics."""
         if self._admin is None:
-            self._admin = AdminClient(self.reach)
+            self._admin = AdminClient(self.reach.admin)
         return self._admin
 
     def packed(self, topic: str) -> bool:
@@ -313,13 +310,9 @@ class KafkaSession:
         self._writer = self._writing.submit(self._make_writer).result()
 
     def _make_writer(self) -> Writer:
-        settings = self._broker.settings
-        id = f"{self._member_id()}" if self._exactly_once else None
-        transaction_ms = int(settings.broker_session_timeout * 1000)
+        id = self._member_id() if self._exactly_once else None
         return Writer(
-            options.producer(
-                self._broker.reach, transactional_id=id, transaction_ms=transaction_ms
-            ),
+            options.producer(self._broker.reach, transactional_id=id),
             self._broker.packed,
             self._tracer,
             self._broker.health,
@@ -335,12 +328,12 @@ class KafkaSession:
 
     def _member_options(self, together: bool) -> options.Options:
         broker = self._broker
-        session_ms = int(broker.settings.broker_session_timeout * 1000)
-        reach = {**broker.reach, "client.id": self._name()}
         if broker.settings.broker_group_protocol == "consumer":
-            return options.dynamic_member(reach, self._group, together=together)
+            return options.dynamic_member(
+                broker.reach, self._group, self._name(), together=together
+            )
         return options.member(
-            reach, self._group, self._member_id(), session_ms=session_ms, together=together
+            broker.reach, self._group, self._name(), self._member_id(), together=together
         )
 
     # Partitions come and go.

@@ -139,9 +139,9 @@ class KafkaLog:
 class _Cursor:
     """A consumer that stands somewhere in one partition."""
 
-    def __init__(self, reach: options.Options, tp: TP) -> None:
-        reader = options.reader(reach, "streamd-outside")
-        self._consumer = Consumer({**reader, "enable.partition.eof": False})
+    def __init__(self, reach: options.Reach, tp: TP) -> None:
+        reader = options.reader(reach, "streamd-outside", enable_partition_eof=False)
+        self._consumer = Consumer(reader)
         self._tp = tp
         self._next: int | None = None  # offset
 

@@ -36,8 +36,8 @@ class Standings:
         self._newest: dict[tuple[str, int], Newest] = {}  # group, partition
         self._next: dict[TP, int] = {}  # markers' partitions that are read -> offset
         self._ids: dict[str, str] = {}  # topic -> id
-        reach = {**broker.reach, "fetch.wait.max.ms": 500}
-        self._consumer = Consumer(options.reader(reach, f"{broker.settings.id}.standings"))
+        name = f"{broker.settings.id}.standings"
+        self._consumer = Consumer(options.reader(broker.reach, name))
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -101,7 +101,7 @@ def _forget(settings: Settings) -> None:
 
     from streamd.agentproc.kafka.options import connection  # noqa: PLC0415
 
-    admin, id = AdminClient(connection(settings)), settings.id
+    admin, id = AdminClient(connection(settings).admin), settings.id
     deadline = time.monotonic() + EMPTY_S
     try:
         topics = [t for t in admin.list_topics(timeout=ANSWER_S).topics if t.startswith(id)]

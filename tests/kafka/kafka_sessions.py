@@ -102,7 +102,7 @@ class Place:
         """Takes partitions over without the group, as after a stop that was too long."""
         reach = options.connection(self.settings)
         writer = Writer(
-            options.producer(reach, transactional_id=None, transaction_ms=1000),
+            options.producer(reach, transactional_id=None),
             lambda topic: False, Tracer(), Health({"bootstrap.servers": self.bootstrap}),
         )  # fmt: skip
         home = Home(
@@ -126,7 +126,7 @@ class Place:
         """Write rows as any process may."""
         reach = options.connection(self.settings)
         Writer(
-            options.producer(reach, transactional_id=None, transaction_ms=1000),
+            options.producer(reach, transactional_id=None),
             lambda topic: False, Tracer(), Health({"bootstrap.servers": self.bootstrap}),
         ).put(rows)  # fmt: skip
 
@@ -177,7 +177,7 @@ class Sender:
         tracer = Tracer()
         tracer.topics = {"posts": "one"}
         self._writer = Writer(
-            options.producer(reach, transactional_id=None, transaction_ms=1000),
+            options.producer(reach, transactional_id=None),
             lambda topic: topic == place.words, tracer,
             Health({"bootstrap.servers": place.bootstrap}),
         )  # fmt: skip

@@ -80,7 +80,7 @@ def trimmed(here: Site, *further: GroupInfo) -> dict[str, int]:
         Trimmer(broker, hello.topics, standings).trim()
     finally:
         standings.close()
-    admin = AdminClient(broker.reach)
+    admin = AdminClient(broker.reach.admin)
     lows = topics.lows(
         admin, [TP(t.name, p) for t in hello.topics for p in range(t.partitions)]
     )

@@ -22,6 +22,7 @@ from streamd.config import (
     resolve,
     settings_page,
 )
+from streamd.credentials import CREDENTIALS
 from streamd.errors import ConfigError
 from streamd.kinds import (
     BROKER,
@@ -33,6 +34,7 @@ from streamd.kinds import (
     show_duration,
     show_size,
 )
+from streamd.librdkafka import OPTIONS
 from streamd.secrets import mask
 
 ROOT = Path(__file__).parents[3]
@@ -163,8 +165,8 @@ def test_pyproject_counts_where_it_has_a_table_and_no_streamd_toml_is_there(
                                         "it must hold before the import"),
         ({"environ": {"STREAMD_ID": "x"}}, "id can be set only in App(...), "
                                            "not in environment STREAMD_ID"),
-        ({"app": {"broker_credentials": "x"}}, "broker_credentials is set "
-         "(App(broker_credentials=...)): streamd cannot do this yet, "
+        ({"app": {"web_ssl_context": "x"}}, "web_ssl_context is set "
+         "(App(web_ssl_context=...)): streamd cannot do this yet, "
          "and must not run as if it did"),
         ({"app": {"broker": "kafak://a"}}, "broker is 'kafak://a' (App(broker=...)): "
          "no broker of the kind kafak:// is known; did you mean kafka://?"),
@@ -281,6 +283,7 @@ def test_bootstrap_knows_only_what_must_hold_before_user_code(toml: Path) -> Non
         ("localhost:9092", "kafka://localhost:9092"),
         ("kafka://u:p@[::1]:9", "kafka://u:p@[::1]:9"),
         ("KAFKA://a/", "kafka://a:9092"),
+        ("kafka+ssl://u:p@a;b", "kafka+ssl://u:p@a:9092;b:9092"),
     ],
     ids=str,
 )
@@ -292,7 +295,8 @@ def test_a_broker_has_one_spelling(given_: Any, canonical: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "redis://a", "embedded:///x", "memory://;memory://", "embedded://;kafka://a",
-     "kafka://", "kafka://a:0", "kafka://a:x", "kafka://a/b"],
+     "kafka+ssl://a;kafka://b", "kafka+tls://a", "embedded+ssl://", "kafka://", "kafka://a:0",
+     "kafka://a:x", "kafka://a/b"],
 )  # fmt: skip
 def test_what_is_no_broker_is_refused(text: str) -> None:
     with pytest.raises(Refused):
@@ -430,7 +434,10 @@ def test_whatever_a_setting_is_given_it_takes_or_tells_name_value_and_place(
             assert "\n" not in said
             if row.secret:
                 assert repr(given_) not in said
-            elif row.kind is not BROKER and "which cannot be read" not in said:
+            elif (
+                row.kind not in (BROKER, CREDENTIALS, OPTIONS)
+                and "which cannot be read" not in said
+            ):
                 assert repr(given_) in said
             assert "expected" in said or "): " in said or "which cannot be read" in said
             continue

@@ -9,6 +9,7 @@ from streamd.config import Settings
 
 ROOT = Path(__file__).parents[3]
 
+OPTIONS = "test_a_setting_is_an_option_of_kafkas_client"
 KAFKA = ""  # tests/kafka has it, with a real broker
 
 # Setting -> the file that goes by it, what stands there, and the test of its effect.
@@ -121,9 +122,63 @@ EFFECTS = {
         "test_an_agent_without_a_position_begins_where_it_is_told",
     ),
     "broker_session_timeout": (
-        "agentproc/broker/kafka.py",
+        "agentproc/kafka/options.py",
         "settings.broker_session_timeout",
         KAFKA,
+    ),
+    "broker_heartbeat_interval": (
+        "agentproc/kafka/options.py",
+        "settings.broker_heartbeat_interval",
+        OPTIONS,
+    ),
+    "broker_max_poll_interval": (
+        "agentproc/kafka/options.py",
+        "settings.broker_max_poll_interval",
+        OPTIONS,
+    ),
+    "broker_request_timeout": (
+        "agentproc/kafka/options.py",
+        "settings.broker_request_timeout",
+        OPTIONS,
+    ),
+    "broker_client_id": ("agentproc/kafka/options.py", "settings.broker_client_id", OPTIONS),
+    "broker_check_crcs": ("agentproc/kafka/options.py", "settings.broker_check_crcs", OPTIONS),
+    "consumer_max_fetch_size": (
+        "agentproc/kafka/options.py",
+        "settings.consumer_max_fetch_size",
+        OPTIONS,
+    ),
+    "producer_compression_type": (
+        "agentproc/kafka/options.py",
+        "settings.producer_compression_type",
+        OPTIONS,
+    ),
+    "producer_linger": ("agentproc/kafka/options.py", "settings.producer_linger", OPTIONS),
+    "producer_max_batch_size": (
+        "agentproc/kafka/options.py",
+        "settings.producer_max_batch_size",
+        OPTIONS,
+    ),
+    "producer_request_timeout": (
+        "agentproc/kafka/options.py",
+        "settings.producer_request_timeout",
+        OPTIONS,
+    ),
+    "broker_options": ("agentproc/kafka/options.py", "settings.broker_options", OPTIONS),
+    "broker_consumer_options": (
+        "agentproc/kafka/options.py",
+        "settings.broker_consumer_options",
+        OPTIONS,
+    ),
+    "broker_producer_options": (
+        "agentproc/kafka/options.py",
+        "settings.broker_producer_options",
+        OPTIONS,
+    ),
+    "broker_credentials": (
+        "agentproc/kafka/options.py",
+        "settings.broker_credentials",
+        "test_however_it_is_said_librdkafka_is_told_the_same",
     ),
     "broker_group_protocol": (
         "agentproc/broker/kafka.py",

@@ -31,6 +31,7 @@ def _nothing_hidden(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ('"sasl.oauthbearer.client.secret":"xyz"', '"sasl.oauthbearer.client.secret":"***"'),
         ("username='ann' password='open", "username='ann' password='***"),
         ("PGPASSWORD=abc", "PGPASSWORD=***"),
+        ("got eyJhbGciOi.eyJzdWIi.x-1_ and", "got *** and"),
     ],
 )
 def test_secrets_are_masked(text: str, shown: str) -> None:
@@ -66,11 +67,12 @@ def test_the_secrets_of_settings_are_found_as_written_and_decoded() -> None:
         "web_token": "t0ken",
         "env": ["DB=pg://u:inner@h"],
         "web_port": 1,
+        "broker_options": {"ssl.key.password": "key", "ssl.key.pem": "pem", "debug": "all"},
     }
 
     found = set(secrets_of(settings))
 
-    assert found == {"p%40ss", "p@ss", "other", "t0ken", "inner"}
+    assert found == {"p%40ss", "p@ss", "other", "t0ken", "inner", "key", "pem"}
 
 
 def test_errors_and_tracebacks_are_masked() -> None:

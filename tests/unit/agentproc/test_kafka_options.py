@@ -1,0 +1,97 @@
+"""What Kafka's clients are told, by settings of every kind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+
+from streamd.agentproc.kafka import options
+from streamd.config import resolve
+from streamd.errors import ConfigError
+
+
+def reach(**app: Any) -> options.Reach:
+    given = {"id": "proj", "broker": "kafka://a", **app}
+    return options.connection(resolve(given, {}, None, {}))
+
+
+@pytest.mark.parametrize(
+    ("client", "setting", "value", "option", "told"),
+    [
+        ("all", "broker_client_id", "us", "client.id", "us"),
+        ("all", "broker_request_timeout", "9s", "socket.timeout.ms", 9000),
+        ("all", "broker_options", {"linger.ms": 7}, "linger.ms", 7),
+        ("member", "broker_session_timeout", "20s", "session.timeout.ms", 20_000),
+        ("member", "broker_heartbeat_interval", "2s", "heartbeat.interval.ms", 2000),
+        ("member", "broker_max_poll_interval", "1m", "max.poll.interval.ms", 60_000),
+        ("member", "broker_check_crcs", True, "check.crcs", True),
+        ("reader", "broker_check_crcs", True, "check.crcs", True),
+        ("member", "consumer_max_fetch_size", "2MiB", "max.partition.fetch.bytes", 2 << 20),
+        ("reader", "broker_consumer_options", {"fetch.min.bytes": 5}, "fetch.min.bytes", 5),
+        ("producer", "producer_compression_type", "zstd", "compression.type", "zstd"),
+        ("producer", "producer_linger", "20ms", "linger.ms", 20),
+        ("producer", "producer_linger", 0, "linger.ms", 0),
+        ("producer", "producer_max_batch_size", "2MB", "batch.size", 2_000_000),
+        ("producer", "producer_request_timeout", "3s", "request.timeout.ms", 3000),
+        ("producer", "broker_producer_options", {"linger.ms": 7}, "linger.ms", 7),
+    ],
+)
+def test_a_setting_is_an_option_of_kafkas_client(
+    client: str, setting: str, value: Any, option: str, told: Any
+) -> None:
+    given = reach(**{setting: value})
+    clients = {
+        "member": options.member(given, "g", "us", "us/1", together=False),
+        "reader": options.reader(given, "g"),
+        "producer": options.producer(given, transactional_id=None),
+        "admin": given.admin,
+    }
+
+    for name in clients if client == "all" else [client]:
+        assert clients[name][option] == told, name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"broker_options": {"group.id": "x"}}, "'group.id' cannot be given: streamd names"),
+        ({"broker_producer_options": {"acks": 1}}, "'acks' cannot be given: another value"),
+        ({"broker_options": "client.id=x"}, "the setting broker_client_id says it"),
+        ({"broker_options": {"error_cb": "x"}}, "'error_cb' cannot be given: it is a function"),
+        ({"broker_options": {"no.such": 1}}, 'No such configuration property: "no.such"'),
+        ({"broker_options": {"debug": "x"}}, 'Invalid value "x" for configuration property'),
+        ({"broker_options": {"ssl.ca.location": "/no/ca"}}, "ssl.ca.location is '/no/ca'"),
+        ({"broker_heartbeat_interval": "10s"}, "the session that it keeps alive ends after"),
+        ({"broker_max_poll_interval": "1s"}, "less than broker_session_timeout"),
+    ],
+    ids=str,
+)
+def test_options_that_streamd_or_librdkafka_refuse_are_told(
+    given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        reach(**given)
+
+    assert message in str(refused.value)
+    assert refused.value.remedy
+
+
+def test_librdkafka_takes_what_a_transactional_producer_is_told() -> None:
+    given = reach(broker_request_timeout="60s", broker_session_timeout="6s")
+    told = options.producer(given, transactional_id="us/1")
+
+    producer = Producer({**told, "bootstrap.servers": "", "error_cb": lambda error: None})
+
+    assert len(producer) == 0
+    assert told["socket.timeout.ms"] == 6000
+
+
+def test_a_table_of_the_file_has_options_with_their_own_names(tmp_path: Path) -> None:
+    file = tmp_path / "streamd.toml"
+    file.write_text("web_port = 1\n[broker_options]\n'linger.ms' = 7\n")
+
+    settings = resolve({"id": "proj"}, {}, file, {})
+
+    assert settings.broker_options == {"linger.ms": 7}
+    assert settings.origin("broker_options") == "streamd.toml:2"
