@@ -215,7 +215,9 @@ class Process:
                 careful=plan.careful, parked=tuple(plan.parked), alone=plan.alone,
             )  # fmt: skip
         self._remote = self._look_elsewhere()
-        tables = CommittedTables(app, self._generations)
+        tables = CommittedTables(
+            app, self._generations, lambda group: self._engines[group].session.is_sure()
+        )
         self._answers = Answers(app, self._engines, self._generations, tables)
         # Kept: uvloop closes the socket of a server that nobody holds.
         self._server = await serve(plan.address, plan.process, self._answers.take)

@@ -136,12 +136,18 @@ class CommittedTables:
     """Answers questions about the tables that this process holds; from any thread.
 
     `generations` holds, for each group that runs here, the epoch of its partitions, or None
-    while it recovers.
+    while it recovers. `is_sure` says of a group whether this process still has what it has.
     """
 
-    def __init__(self, app: App, generations: Mapping[str, int | None]) -> None:
+    def __init__(
+        self,
+        app: App,
+        generations: Mapping[str, int | None],
+        is_sure: Callable[[str], bool] = lambda group: True,
+    ) -> None:
         self._app = app
         self._generations = generations
+        self._is_sure = is_sure
 
     def answer(self, request: Message) -> Message:
         """The reply to a `Lookup`, `LookupText`, `Scan` or `RouteKey`.
@@ -183,6 +189,8 @@ class CommittedTables:
         generation = self._generations[table.group]
         if generation is None or not isinstance(table, Held):
             return Unavailable("recovering", RETRY_AFTER_S)
+        if not self._is_sure(table.group):
+            return Unavailable("it is not known whether it still has it", RETRY_AFTER_S)
         if partition >= 0 and partition not in table.held_partitions():
             return Moved(generation)
         return None

@@ -69,6 +69,8 @@ class Answers:
         generation = self._generations[page.group]
         if generation is None or self._stopping:
             return Unavailable("stopping" if self._stopping else "recovering", RETRY_AFTER_S)
+        if request.partition >= 0 and not engine.session.is_sure():
+            return Unavailable("it is not known whether it still has it", RETRY_AFTER_S)
         if request.partition >= 0 and not self._holds(page, request.partition):
             return Moved(generation)
         self._in_work.append(request.path)

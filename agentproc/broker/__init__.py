@@ -171,6 +171,10 @@ class Session(Protocol):
     def partitions_of(self, topic: str) -> int:
         """How many partitions a topic has; a topic that is not there is made."""
 
+    def is_sure(self) -> bool:
+        """May this slot answer for its partitions at this moment, as far as it knows? From any
+        thread. False after a stop that was so long that another may have them."""
+
     def behind(self) -> dict[str, int]:
         """How many events each agent has not settled, from `positions` as last committed."""
 

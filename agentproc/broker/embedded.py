@@ -289,6 +289,9 @@ class EmbeddedSession:
     def partitions_of(self, topic: str) -> int:
         return self._broker.partitions_of(topic)
 
+    def is_sure(self) -> bool:
+        return True
+
     def behind(self) -> dict[str, int]:
         ends = self._broker.reader.ends(list(self._tp_ids.values()))
         behind = dict.fromkeys(self._subscription.agents, 0)

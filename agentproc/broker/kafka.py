@@ -271,6 +271,7 @@ class KafkaSession:
             failed=self._failed,
             health=self._broker.health,
             bound_s=self._broker.settings.grace,
+            session_s=self._broker.settings.broker_session_timeout,
         )
         self._poller.start()
         if broker.settings.broker_group_protocol == "consumer":
@@ -631,6 +632,10 @@ class KafkaSession:
 
     def partitions_of(self, topic: str) -> int:
         return self._broker.partitions_of(topic)
+
+    def is_sure(self) -> bool:
+        poller = self._poller
+        return poller is None or poller.membership.is_sure(time.monotonic())
 
     def behind(self) -> dict[str, int]:
         behind = dict.fromkeys(self._subscription.agents, 0)

@@ -27,6 +27,7 @@ from confluent_kafka import (
 
 from streamd.agentproc.broker import TP
 from streamd.agentproc.kafka.health import Health
+from streamd.agentproc.kafka.membership import Membership
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.packs import (
     offset_of,
@@ -55,6 +56,7 @@ class Poller(threading.Thread):
         lose, gain: Coroutine functions of the session, run on `loop`.
         take: Called on the loop with what was read.
         failed: Called on the loop with what ended this thread.
+        session_s: How long the cluster waits for a silent member.
         bound_s: How long `lose` may take before partitions are given away all the same.
         silent: Topics of which only the assignment is wanted, never a record.
     """
@@ -72,6 +74,7 @@ class Poller(threading.Thread):
         failed: Callable[[BaseException], None],
         health: Health,
         bound_s: float,
+        session_s: float,
         silent: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(name=name, daemon=True)
@@ -95,6 +98,7 @@ class Poller(threading.Thread):
         self._waiting_events = self._waiting_bytes = 0
         self._paused = False
         self._ending = threading.Event()
+        self.membership = Membership(session_s)
         self._leave = False
         self._fatal: BaseException | None = None
         self.group_metadata: object = None  # of the group as this member knows it
@@ -140,6 +144,7 @@ class Poller(threading.Thread):
                 on_lost=self._on_lost,
             )
             while not self._ending.is_set():
+                self.membership.turned(time.monotonic())
                 self._obey()
                 self.group_metadata = self._consumer.consumer_group_metadata()
                 self._wait_room()
@@ -395,6 +400,7 @@ class Poller(threading.Thread):
         deadline = time.monotonic() + self._bound_s
         while not (losing.done() or self._ending.is_set()) and time.monotonic() < deadline:
             self._obey()
+            self.membership.turned(time.monotonic())
             try:
                 losing.result(0.005)
             except TimeoutError:

@@ -46,6 +46,7 @@ class Host:
         self.place = place
         self.options = options.split()
         self.expected: dict[str, int] = {}
+        self.topic = ""
         self.environment = {
             **{name: text for name, text in os.environ.items() if "STREAMD_" not in name},
             "PYTHONPATH": str(REPOSITORY),
