@@ -45,7 +45,8 @@ POLL_S = 0.1
 FULL_EVENTS = 32_000  # handed to the loop and not taken: read no more
 FULL_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 0.2  # for the loop to take some, before partitions are paused
-SEEK_S = 10.0
+SEEK_S = 30.0
+SEEK_AGAIN_S = 0.005
 WAKE_S = 0.2
 
 
@@ -92,6 +93,7 @@ class Poller(threading.Thread):
         self._silent = silent
         self._commands: deque[Callable[[], None]] = deque()
         self._reading: dict[TP, Reading] = {}  # partitions that are read
+        self._seeks: dict[TP, tuple[Reading, float]] = {}  # to be made, and until when
         self._assigned: set[TP] = set()
         self._resumed: list[TP] = []  # and not asked for since
         self._room = threading.Condition()
@@ -169,7 +171,7 @@ class Poller(threading.Thread):
             log.warning("the consumer did not close: %s", error)
 
     def _read(self) -> list[Message]:
-        first = self._consumer.poll(POLL_S)
+        first = self._consumer.poll(SEEK_AGAIN_S if self._seeks else POLL_S)
         if first is None:
             return []
         return [first, *self._consumer.consume(CHUNK_RECORDS - 1, 0)]
@@ -177,6 +179,7 @@ class Poller(threading.Thread):
     def _obey(self) -> None:
         while self._commands:
             self._commands.popleft()()
+        self._try_seeks()
         if self._resumed:
             self._wake()
 
@@ -255,7 +258,7 @@ class Poller(threading.Thread):
         offsets = offsets[bisect_left(offsets, wanted) :]
         if not offsets or not reading.misses(offsets):
             return False
-        self._seek(tp, wanted)
+        self._seek(tp, reading)
         return True
 
     def _open(self, tp: TP, records: list[Message]) -> Read | None:
@@ -312,26 +315,34 @@ class Poller(threading.Thread):
     def _begin(self, tp: TP, turn: int, position: int, highs: Highs) -> None:
         if tp not in self._assigned:
             return  # it was given away meanwhile
-        self._reading[tp] = Reading(turn, position, highs)
-        self._seek(tp, offset_of(position))
-        if not self._paused:
-            self._consumer.resume([TopicPartition(*tp)])
-            self._resumed.append(tp)
+        self._seek(tp, Reading(turn, position, highs))
 
-    def _seek(self, tp: TP, offset: int) -> None:
-        place = TopicPartition(tp.topic, tp.partition, offset)
-        deadline = time.monotonic() + SEEK_S
-        while True:
+    def _seek(self, tp: TP, reading: Reading) -> None:
+        """Read on from where `reading` is; what comes until then is dropped."""
+        self._reading.pop(tp, None)
+        self._seeks[tp] = reading, time.monotonic() + SEEK_S
+        self._try_seeks()
+
+    def _try_seeks(self) -> None:
+        """A partition that was just assigned cannot be sought in before `poll` was called.
+
+        Nor can any while a rebalance is under way; so who is refused waits for its next turn.
+        """
+        for tp, (reading, deadline) in list(self._seeks.items()):
+            place = TopicPartition(tp.topic, tp.partition, offset_of(reading.position))
             try:
                 self._consumer.seek(place)
-                break
             except KafkaException as error:
-                # A partition that has just been assigned cannot be sought in at once.
                 if time.monotonic() > deadline:
                     raise BrokerLost(
                         f"{tp} cannot be read from {place.offset} on: {error.args[0].str()}"
                     ) from None
-                time.sleep(0.005)
+                continue
+            del self._seeks[tp]
+            self._reading[tp] = reading
+            if not self._paused:
+                self._consumer.resume([TopicPartition(*tp)])
+                self._resumed.append(tp)
 
     def _commit(self, offsets: list[TopicPartition]) -> None:
         mine = [
@@ -388,6 +399,7 @@ class Poller(threading.Thread):
         self._assigned -= mine
         for tp in mine:
             self._reading.pop(tp, None)
+            self._seeks.pop(tp, None)
         if self._together:
             consumer.unassign()
         elif lost:
