@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 TRIM_S = 30.0
+FETCH_S = 2.0
 
 
 class Keeper(threading.Thread):
@@ -58,7 +59,7 @@ class Keeper(threading.Thread):
             return
         for topic, how in made.different.items():
             log.warning("topic %s is not as the app declares it: %s", topic, "; ".join(how))
-        standings = Standings(self._broker, declared.groups)
+        standings = Standings(self._broker, declared.groups, FETCH_S)
         try:
             self._keep(standings, Trimmer(self._broker, declared.topics, standings))
         finally:

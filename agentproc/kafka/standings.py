@@ -24,9 +24,16 @@ POLL_S = 0.1
 
 
 class Standings:
-    """The markers of these groups."""
+    """The markers of these groups.
 
-    def __init__(self, broker: KafkaBroker, groups: Iterable[GroupInfo]) -> None:
+    Args:
+        fetch_s: How long one request for more may wait: the longer, the less an idle cluster
+            is asked, and the later an end is seen that is the mark of a transaction.
+    """
+
+    def __init__(
+        self, broker: KafkaBroker, groups: Iterable[GroupInfo], fetch_s: float = 0.01
+    ) -> None:
         self._broker = broker
         self.groups = [group for group in groups if group.agents or group.tables]
         self._topics = {
@@ -36,8 +43,8 @@ class Standings:
         self._newest: dict[tuple[str, int], Newest] = {}  # group, partition
         self._next: dict[TP, int] = {}  # markers' partitions that are read -> offset
         self._ids: dict[str, str] = {}  # topic -> id
-        name = f"{broker.settings.id}.standings"
-        self._consumer = Consumer(options.reader(broker.reach, name))
+        reader = options.reader(broker.reach, f"{broker.settings.id}.standings")
+        self._consumer = Consumer({**reader, "fetch.wait.max.ms": int(fetch_s * 1000)})
 
     def close(self) -> None:
         """Let go of the connection."""
