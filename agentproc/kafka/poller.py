@@ -154,7 +154,8 @@ class Poller(threading.Thread):
                 if self._fatal is not None:
                     raise self._fatal
         except BaseException as error:
-            self._loop.call_soon_threadsafe(self._failed, error)
+            if not self._ending.is_set():  # else nobody listens, and the loop may be closed
+                self._loop.call_soon_threadsafe(self._failed, error)
         finally:
             self._close()
 
