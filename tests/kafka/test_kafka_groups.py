@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from kafka_clients import unique
@@ -23,6 +24,19 @@ class Running:
         eventually(lambda: len(self.a.partitions("count")) == a)
         if b:
             eventually(lambda: len(self.b.partitions("count")) == b)
+
+    def shared_in_two(self) -> list[dict[str, Any]]:
+        """The two processes of the first host, once each works on two partitions; else []."""
+        processes = self.a.processes()
+        both = [processes[name] for name in ("count#0", "count#1")]
+        lately = self.trace.owners(time.monotonic() - 1.5)
+        working = [{at for at, pids in lately.items() if pids == {p["pid"]}} for p in both]
+        return (
+            both
+            if working == [set(p["partitions"]) for p in both]
+            and all(len(has) == 2 for has in working)
+            else []
+        )
 
     def flows(self, since: float) -> None:
         """Wait until events of each partition have been worked on."""
@@ -48,10 +62,7 @@ def running(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
 def test_a_killed_process_gets_its_partitions_back_and_nobody_else_is_moved(
     running: Running,
 ) -> None:
-    running.settled(4)
-    running.flows(time.monotonic())
-    processes = running.a.processes()
-    mine, others = processes["count#0"], processes["count#1"]
+    mine, others = eventually(running.shared_in_two)
     killed_at = time.monotonic()
     os.kill(mine["pid"], signal.SIGKILL)
     eventually(lambda: running.a.pid("count#0") != mine["pid"])
