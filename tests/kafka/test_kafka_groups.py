@@ -27,16 +27,12 @@ class Running:
 
     def shared_in_two(self) -> list[dict[str, Any]]:
         """The two processes of the first host, once each works on two partitions; else []."""
-        processes = self.a.processes()
-        both = [processes[name] for name in ("count#0", "count#1")]
+        there = self.a.processes()
+        both = [there[name] for name in ("count#0", "count#1") if name in there]
         lately = self.trace.owners(time.monotonic() - 1.5)
         working = [{at for at, pids in lately.items() if pids == {p["pid"]}} for p in both]
-        return (
-            both
-            if working == [set(p["partitions"]) for p in both]
-            and all(len(has) == 2 for has in working)
-            else []
-        )
+        told = [set(each["partitions"]) for each in both]
+        return both if working == told and [len(has) for has in told] == [2, 2] else []
 
     def flows(self, since: float) -> None:
         """Wait until events of each partition have been worked on."""
