@@ -2,11 +2,13 @@
 partitions to the one after it; and what an app weighs, idle or with a million keys."""
 
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from instance import Instance, cpu_of
@@ -45,6 +47,7 @@ WARM_UP_S = 1.0
 INTERVAL_S = 1 / RATE
 STEP = 10_000
 REST_S = 3.0
+RUNNING = re.compile(r"fill#0 \(pid \d+\) is RUNNING after ([\d.]+) s")
 
 
 class Probe:
@@ -154,8 +157,9 @@ def idle(bootstrap: str, seconds: float) -> float:
         return sum(cpu_of(pid) - before[name] for name, pid in pids.items()) / seconds
 
 
-def resident_bytes(bootstrap: str, keys: int) -> int:
-    """Memory of the one process that holds a table of so many int keys."""
+@contextmanager
+def holding(bootstrap: str, keys: int) -> Iterator[Instance]:
+    """An app whose one agent process, `fill#0`, holds a table of so many int keys."""
     with site(bootstrap, KEYS.replace("STEP", str(STEP))) as bench:
         events = f"{bench.app}-events"
         make_topics(bootstrap, events)
@@ -168,5 +172,28 @@ def resident_bytes(bootstrap: str, keys: int) -> int:
         page = Page(pids["fill#0"], pids["master"])
         page.wait("all keys", lambda settled: settled >= keys // STEP)
         time.sleep(REST_S)
-        statm = open(f"/proc/{pids['fill#0']}/statm").read()  # noqa: SIM115
-        return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        yield bench
+
+
+def resident_bytes(bench: Instance) -> int:
+    """Memory of the process that holds the table."""
+    statm = Path(f"/proc/{bench.pids()['fill#0']}/statm").read_text()
+    return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def recoveries(bench: Instance, trials: int, *, stored: bool) -> list[tuple[float, float]]:
+    """From a process's start until it has its table: seconds, and of those CPU of its own.
+
+    Args:
+        stored: With its local stores; else from the changelog alone.
+    """
+    took = []
+    for _ in range(trials):
+        if not stored:
+            for file in bench.folder.glob("*-data/store/*"):
+                file.unlink()
+        bench.command("restart", "fill#0")
+        log = next(bench.folder.glob("*-data/streamd.log")).read_text()
+        seconds = float(RUNNING.findall(log)[-1])
+        took.append((seconds, cpu_of(bench.pids()["fill#0"])))
+    return sorted(took)
