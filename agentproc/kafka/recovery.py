@@ -16,7 +16,7 @@ rebalance disturbs it.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ from streamd.agentproc.kafka.markers import (
 )
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.producing import STAMP_HEADER, Row
+from streamd.agentproc.kafka.reading import Message
 from streamd.agentproc.kafka.storing import LocalTables
 from streamd.agentproc.kafka.topics import AWAY_CODES
 from streamd.agentproc.store.rows import Rows
@@ -47,7 +48,7 @@ from streamd.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
-CHUNK_RECORDS = 10_000
+CHUNK_RECORDS = 1000  # more at a time are slower: they do not stay in the cache
 QUIET_S = 30.0  # nothing came though something is there
 PROGRESS_S = 1.0
 TRIES = 5
@@ -277,8 +278,8 @@ class Recovery:
 
     def _markers(self, extents: dict[TP, Extent]) -> dict[int, list[Marker]]:
         found: dict[int, list[Marker]] = {tp.partition: [] for tp in extents}
-        for tp, _, _, value, _ in self._records(extents, "markers"):
-            if value is not None:
+        for tp, records in self._records(extents, "markers"):
+            for value in filter(None, [record.value() for record in records]):
                 try:
                     found[tp.partition].append(decode_marker(value))
                 except msgspec.DecodeError as error:
@@ -293,19 +294,25 @@ class Recovery:
     ) -> tuple[dict[TP, Rows], dict[TP, dict[bytes, bytes | None]]]:
         """The rows that count, and what is to be written again for those that came later."""
         rows, unread = self._stored(before, extents)
-        changes = {tp: each.changes for tp, each in rows.items()}
-        late: dict[TP, set[bytes]] = {tp: set() for tp in extents}
-        own = {p: marker.incarnation.stamp(0)[:8] for p, marker in before.items()}
-        starts = {tp: before[tp.partition].starts.get(tp.topic, 0) for tp in extents}
-        numbers = {p: marker.number for p, marker in before.items()}
-        for tp, offset, key, value, stamp in self._records(unread, "rows"):
-            if offset >= starts[tp]:
-                number = int.from_bytes(stamp[8:STAMP_BYTES], "big")
-                if stamp[:8] != own[tp.partition] or number > numbers[tp.partition]:
-                    late[tp].add(key)
-                    continue
-            changes[tp][key] = None if value is None else value[STAMP_BYTES:]
-        repairs = {tp: rows[tp].values_of(keys) for tp, keys in late.items() if keys}
+        late: dict[TP, set[bytes]] = {}
+        for tp, records in self._records(unread, "rows"):
+            marker, changes = before[tp.partition], rows[tp].changes
+            start = marker.starts.get(tp.topic, 0)
+            if records[-1].offset() < start:
+                # All of them count. This loop is what the time of a recovery goes to.
+                for record in records:
+                    value = record.value()
+                    changes[record.key()] = None if value is None else value[STAMP_BYTES:]
+                continue
+            first, last = marker.incarnation.stamp(0), marker.incarnation.stamp(marker.number)
+            for record in records:
+                key, value = record.key(), record.value()
+                stamp = _stamp_of(record.headers()) if value is None else value[:STAMP_BYTES]
+                if record.offset() < start or first <= stamp <= last:
+                    changes[key] = None if value is None else value[STAMP_BYTES:]
+                else:
+                    late.setdefault(tp, set()).add(key)
+        repairs = {tp: rows[tp].values_of(keys) for tp, keys in late.items()}
         for each in rows.values():
             each.fold()
         return rows, repairs
@@ -330,8 +337,8 @@ class Recovery:
 
     def _records(
         self, extents: dict[TP, Extent], what: str
-    ) -> Iterable[tuple[TP, int, bytes, bytes | None, bytes]]:
-        """Every record of the extents: partition, offset, key, value, stamp."""
+    ) -> Iterator[tuple[TP, list[Message]]]:
+        """Every record of the extents, in pieces of one partition; never an empty one."""
         consumer = self._consumer
         wanted = {tp: extent for tp, extent in extents.items() if extent.low < extent.high}
         if not wanted:
@@ -340,10 +347,9 @@ class Recovery:
         began_at = told_at = heard_at = time.monotonic()
         count = 0
         consumer.assign([TopicPartition(*tp, extent.low) for tp, extent in wanted.items()])
-        tps = {(tp.topic, tp.partition): tp for tp in wanted}
         while wanted:
             first: Any = consumer.poll(0.05)
-            messages: list[Any] = []
+            messages: list[Message] = []
             if first is not None:
                 # `consume` alone would wait its whole time for a full chunk.
                 messages = [first, *consumer.consume(CHUNK_RECORDS - 1, 0)]
@@ -354,30 +360,18 @@ class Recovery:
                 log.warning("the cluster has not sent %s of %s for %.0f s", what,
                             ", ".join(map(str, wanted)), QUIET_S)  # fmt: skip
                 heard_at = now
-            for message in messages:
-                tp = tps[message.topic(), message.partition()]
-                error = message.error()
-                if error is not None:
-                    if error.code() == KafkaError._PARTITION_EOF:
-                        # The end, whatever the last offsets are: they may hold no record.
-                        if message.offset() >= wanted.get(tp, Extent(0, 0)).high:
-                            wanted.pop(tp, None)
-                    elif error.fatal() or error.code() in _HOPELESS:
-                        raise BrokerLost(f"{tp} cannot be read: {error.str()}")
-                    continue
-                offset = message.offset()
-                extent = wanted.get(tp)
-                if extent is None or offset >= extent.high:
-                    wanted.pop(tp, None)
-                    continue
-                value = message.value()
-                if value is not None:
-                    yield tp, offset, message.key(), value, value[:STAMP_BYTES]
-                else:
-                    yield tp, offset, message.key(), None, _stamp_of(message.headers())
-                count += 1
-                if offset + 1 >= extent.high:
-                    del wanted[tp]
+            pieces, ended = _pieces(messages, extents)
+            for tp, piece in pieces.items():
+                high, last = extents[tp].high, piece[-1].offset()
+                if last >= high:
+                    piece = [message for message in piece if message.offset() < high]
+                if tp in wanted and piece:
+                    count += len(piece)
+                    yield tp, piece
+                if last + 1 >= high:
+                    ended.add(tp)
+            for tp in ended:
+                wanted.pop(tp, None)
             if now - told_at > PROGRESS_S:
                 told_at = now
                 self._progress(_progress(count, total, now - began_at, what))
@@ -417,6 +411,33 @@ _UNKNOWN = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 )
 _MOMENTS = (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION)
+
+
+def _pieces(
+    messages: list[Message], extents: dict[TP, Extent]
+) -> tuple[dict[TP, list[Message]], set[TP]]:
+    """The records of each partition, and the partitions that were read to their end.
+
+    Raises:
+        BrokerLost: One cannot be read.
+    """
+    pieces: dict[TP, list[Message]] = {}
+    ended: set[TP] = set()
+    place: tuple[str, int] | None = None
+    piece: list[Message] = []
+    for message in messages:
+        here = message.topic(), message.partition()
+        if (error := message.error()) is None:
+            if here != place:
+                place, piece = here, pieces.setdefault(TP(*here), [])
+            piece.append(message)
+        elif error.code() == KafkaError._PARTITION_EOF:
+            # The end, whatever the last offsets are: they may hold no record.
+            if message.offset() >= extents[TP(*here)].high:
+                ended.add(TP(*here))
+        elif error.fatal() or error.code() in _HOPELESS:
+            raise BrokerLost(f"{TP(*here)} cannot be read: {error.str()}")
+    return pieces, ended
 
 
 def _stamped(value: bytes | None, incarnation: Incarnation) -> bytes | None:

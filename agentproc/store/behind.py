@@ -142,7 +142,8 @@ class Stores:
                 store.close()
 
     async def close(self) -> None:
-        """Let go of all of them."""
+        """Let go of all of them; one that is filled now is broken off."""
+        self._unwanted.update(self._open)
         await asyncio.get_running_loop().run_in_executor(
             self._thread, self._close, list(self._open)
         )

@@ -1,5 +1,6 @@
 """A store: what is read from it was written by one save, whatever happened to the file."""
 
+import asyncio
 import fcntl
 import itertools
 import os
@@ -9,8 +10,10 @@ from pathlib import Path
 import apsw
 import pytest
 
+from streamd.agentproc.broker import TP
 from streamd.agentproc.kafka.markers import NOBODY, Incarnation, Marker
 from streamd.agentproc.kafka.trusting import STALE_S, distrust
+from streamd.agentproc.store.behind import Stores
 from streamd.agentproc.store.file import INSERT_ROWS, Mark, StoreFile, StoreHeld
 from streamd.agentproc.store.rows import Rows
 
@@ -207,3 +210,54 @@ def test_changes_take_the_place_of_what_is_stored() -> None:
         assert dict(rows.all) == expected
         assert rows.values_of({b"k", b"none"}) == {b"k": changed, b"none": None}
     assert Rows([(b"k", b"1")]).values_of({b"k"}) == {b"k": b"1"}
+
+
+def test_a_fill_is_broken_off_where_the_store_is_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamd.agentproc.store.behind.SLICE_ROWS", 1)
+    tp = TP("changes", 0)
+
+    async def main() -> None:
+        stores = Stores(tmp_path)
+        assert await asyncio.to_thread(stores.open, tp) is None
+        rows = Rows(changes={b"%d" % n: b"v" for n in range(50_000)})
+        rows.fold()
+        stores.begin(tp, rows)
+        saving = stores.save({tp: mark(1)})
+        async with asyncio.timeout(5):
+            await stores.close()
+            await saving
+
+    asyncio.run(main())
+
+    store = StoreFile(tmp_path, "changes-0")
+    assert store.mark is None
+    store.close()
+
+
+def test_what_came_while_a_store_was_filled_is_saved_with_the_next_mark(
+    tmp_path: Path,
+) -> None:
+    tp = TP("changes", 0)
+
+    async def main() -> None:
+        stores = Stores(tmp_path)
+        await asyncio.to_thread(stores.open, tp)
+        rows = Rows(changes={b"a": b"1", b"b": b"1"})
+        rows.fold()
+        stores.begin(tp, rows)
+        stores.change(tp, [(b"a", b"2")])
+        first = stores.save({tp: mark(1)})
+        stores.change(tp, [(b"b", None), (b"c", b"3")])
+        assert stores.waiting == 2
+        await first
+        await stores.save({tp: mark(2)})
+        await stores.close()
+
+    asyncio.run(main())
+
+    store = StoreFile(tmp_path, "changes-0")
+    assert store.mark == mark(2)
+    assert dict(store.rows()) == {b"a": b"2", b"c": b"3"}
+    store.close()
