@@ -43,8 +43,8 @@ class Standings:
         self._newest: dict[tuple[str, int], Newest] = {}  # group, partition
         self._next: dict[TP, int] = {}  # markers' partitions that are read -> offset
         self._ids: dict[str, str] = {}  # topic -> id
-        reader = options.reader(broker.reach, f"{broker.settings.id}.standings")
-        self._consumer = Consumer({**reader, "fetch.wait.max.ms": int(fetch_s * 1000)})
+        name, wait_ms = f"{broker.settings.id}.standings", int(fetch_s * 1000)
+        self._consumer = Consumer(options.reader(broker.reach, name, fetch_wait_max_ms=wait_ms))
 
     def close(self) -> None:
         """Let go of the connection."""
