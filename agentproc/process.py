@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import faulthandler
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -65,6 +66,7 @@ STATS_S = 1.0
 STATS_AGAIN_S = 10.0  # where nothing has changed
 COLD_S = 0.3
 GOODBYE_S = 0.2
+GARBAGE_OBJECTS = 10_000  # new ones before garbage is looked for
 REHEARSED_ROWS = 100  # of each partition of each table
 
 STORES = "store"  # in the data directory
@@ -90,6 +92,8 @@ def run(plan: Plan, app: App, ends: Ends) -> int:
     ends the process by `os._exit`: threads and tasks of the user's may still run then.
     """
     follow_log()
+    # Events that wait are many objects and no garbage: Python's 700 has each looked at often.
+    gc.set_threshold(GARBAGE_OBJECTS)
     loop = uvloop.new_event_loop()
     # It holds a read buffer of 250 KB.
     give_back_zeros(loop)

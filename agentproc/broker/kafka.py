@@ -39,7 +39,7 @@ from streamd.agentproc.kafka.markers import (
 )
 from streamd.agentproc.kafka.packs import offset_of, position_of
 from streamd.agentproc.kafka.poller import Poller
-from streamd.agentproc.kafka.producing import Offsets, Row, Writer
+from streamd.agentproc.kafka.producing import Changes, Offsets, Row, Writer
 from streamd.agentproc.kafka.progress import Progress
 from streamd.agentproc.kafka.reading import Read
 from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
@@ -537,25 +537,22 @@ class KafkaSession:
         touched |= {change.partition for change in checkpoint.changes}
         if self._poller is not None and (gone := touched & self._poller.gone):
             raise Fenced(f"the partitions {sorted(gone)} were given to another process")
-        rows: list[Row] = []
+        changes: list[Changes] = []
         for partition in touched:
             marker = self._markers[partition]
             self._markers[partition] = msgspec.structs.replace(marker, number=marker.number + 1)
         for change in checkpoint.changes:
             marker = self._markers[change.partition]
             stamp = marker.incarnation.stamp(marker.number)
-            topic, partition = self._home.changelogs[change.table], change.partition
-            rows += [
-                Row(topic, partition, key, None if value is None else stamp + value, stamp)
-                for key, value in change.rows
-            ]
+            topic = self._home.changelogs[change.table]
+            changes.append(Changes(topic, change.partition, stamp, change.rows))
         for tp in {tp for _, tp in positions}:
             lowest = min(at for (_, other), at in self.positions.items() if other == tp)
             self._progress[tp].settled(lowest)
         markers = [self._marker_row(partition) for partition in sorted(touched)]
         offsets = self._offsets(touched)
         await self._in_thread(
-            self._writing, self._writer.commit, checkpoint.outputs, rows, markers,
+            self._writing, self._writer.commit, checkpoint.outputs, changes, markers,
             Offsets(offsets, self._metadata()) if self._exactly_once else None,
         )  # fmt: skip
         for change in checkpoint.changes:

@@ -129,11 +129,10 @@ def _pieces(output: Output) -> Iterator[tuple[tuple[int, int], int]]:
     """Slices of an output that make a pack each, and their part of an event, 0 mostly."""
     count = len(output.values)
     may_cut = _cuts(output)
-    small = _size(output, 0, count) <= MAX_PACK_BYTES
     start = 0
     while start < count:
         end = min(start + MAX_PACK_EVENTS, count)
-        while not small and end - start > 1 and _size(output, start, end) > MAX_PACK_BYTES:
+        while end - start > 1 and _size(output, start, end) > MAX_PACK_BYTES:
             end = start + (end - start) // 2
         whole = end
         while start < whole < count and not may_cut(whole):

@@ -50,6 +50,15 @@ class Row(NamedTuple):
     stamp: bytes = b""  # where there is no value
 
 
+class Changes(NamedTuple):
+    """What a checkpoint changes in one partition of a changelog."""
+
+    topic: str
+    partition: int
+    stamp: bytes
+    rows: list[tuple[bytes, bytes | None]]  # None: deleted
+
+
 class Offsets(NamedTuple):
     """Source offsets that a transaction commits, for the group that read them."""
 
@@ -85,11 +94,11 @@ class Writer:
     def commit(
         self,
         outputs: Iterable[Output],
-        rows: Iterable[Row],
+        changes: Iterable[Changes],
         markers: Iterable[Row],
         offsets: Offsets | None,
     ) -> None:
-        """Make all of it durable: outputs and rows first, then the markers that make it count.
+        """Make all of it durable: outputs and changes first, then markers, by which it counts.
 
         Raises:
             Fenced: Another process has taken over; nothing counts.
@@ -97,13 +106,13 @@ class Writer:
             BrokerError: Nothing counts; the same may be tried again.
         """
         if self.transactional:
-            self._transact(outputs, rows, markers, offsets)
+            self._transact(outputs, changes, markers, offsets)
             return
         failpoint("kafka.before-outputs")
         for output in outputs:
             self._send(output)
         failpoint("kafka.after-outputs")
-        self._put(rows)
+        self._change(changes)
         failpoint("kafka.before-flush")
         self._flush()
         failpoint("kafka.before-markers")
@@ -121,7 +130,7 @@ class Writer:
         again = list(rows)
         for left in reversed(range(TRIES)):
             try:
-                return self._transact((), again, (), None)
+                return self._transact((), (), again, None)
             except (BrokerLost, Fenced):
                 raise
             except BrokerError:
@@ -133,7 +142,7 @@ class Writer:
     def _transact(
         self,
         outputs: Iterable[Output],
-        rows: Iterable[Row],
+        changes: Iterable[Changes],
         markers: Iterable[Row],
         offsets: Offsets | None,
     ) -> None:
@@ -144,7 +153,7 @@ class Writer:
         for output in outputs:
             self._send(output)
         failpoint("kafka.after-outputs")
-        self._put(rows)
+        self._change(changes)
         self._put(markers)
         failpoint("kafka.before-offsets")
         if offsets is not None and offsets.partitions:
@@ -217,6 +226,20 @@ class Writer:
                 headers[index] if headers is not None else None,
                 output.timestamps[index],
             )
+
+    def _change(self, changes: Iterable[Changes]) -> None:
+        produce = self._producer.produce
+        for topic, partition, stamp, rows in changes:
+            for key, value in rows:
+                if value is None:
+                    headers = [(STAMP_HEADER, stamp)]
+                    self._produce(topic, partition, key, None, headers, None)
+                    continue
+                stamped = stamp + value
+                try:
+                    produce(topic, stamped, key, partition)
+                except BufferError:
+                    self._produce(topic, partition, key, stamped, None, None)
 
     def _put(self, rows: Iterable[Row]) -> None:
         produce = self._producer.produce
