@@ -373,6 +373,7 @@ class Process:
             sent=sum(part.sent for part in parts),
             busy_with=[line for engine in engines for line in engine.busy_with()],
             waits_for=self._broker.waits_for if self._broker is not None else "",
+            client=self._broker.client_figures() if self._broker is not None else {},
         )
 
     def _tell(self, message: Message) -> None:

@@ -286,6 +286,7 @@ class Stats(Message):
     sent: int
     busy_with: list[str]  # "count_words: proj-posts[3]@1042 for 2.1 s", the longest first
     waits_for: str = ""  # a cluster that is away, a long recovery
+    client: dict[str, float] = {}  # on Kafka, what its clients count of themselves
 
 
 class Note(Message):

@@ -173,6 +173,9 @@ class Snapshots:
                 row["busy_with"] = run.stats.busy_with if run.stats else []
                 row["draining"] = run.draining
                 row["waits_for"] = run.stats.waits_for if run.stats else ""
+                if run.stats is not None:
+                    row["checkpoints"] = run.stats.checkpoints
+                    row["client"] = run.stats.client
             rows.append(row)
         # Whose process is gone, or who left its session, is shown with the master.
         rows[1]["strays"] = [stray.pid for stray in strays if stray.pid not in known]

@@ -5,6 +5,20 @@ from typing import Any
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+# What librdkafka counts of itself, of all clients of a process.
+_CLIENT = {
+    "records_read": ("counter", "Kafka records read; a pack is one."),
+    "bytes_read": ("counter", "Bytes of them."),
+    "records_written": ("counter", "Kafka records written; a pack is one."),
+    "bytes_written": ("counter", "Bytes of them."),
+    "records_queued": ("gauge", "Kafka records that are not written yet."),
+    "requests": ("counter", "Requests to the cluster."),
+    "request_errors": ("counter", "Requests and answers that failed."),
+    "request_timeouts": ("counter", "Requests that were not answered in time."),
+    "disconnects": ("counter", "Connections that ended."),
+    "round_trip_ms": ("gauge", "Mean time of a request to the slowest node."),
+}
+
 _Sample = tuple[dict[str, str], float]
 
 
@@ -67,6 +81,18 @@ def render(snapshot: Mapping[str, Any], streams: int) -> bytes:
         "Memory that no other process shares.",
     )  # fmt: skip
     each("process_restarts_total", "counter", "processes", process, "restarts", "Restarts.")
+    each(
+        "process_checkpoints_total", "counter", "processes", process, "checkpoints",
+        "Checkpoints since the process started.",
+    )  # fmt: skip
+    for key, (kind, text) in _CLIENT.items():
+        name = f"kafka_client_{key}" + ("_total" if kind == "counter" else "")
+        add(name, kind, text, [
+            ({"process": row["name"], "group": row.get("group") or ""},
+             float(row["client"][key]))
+            for row in snapshot.get("processes", ())
+            if key in row.get("client", ())
+        ])  # fmt: skip
     add("process_up", "gauge", "1 when the process runs.", [
         ({"process": row["name"], "group": row.get("group") or ""},
          float(str(row.get("state", "")).upper() == "RUNNING"))

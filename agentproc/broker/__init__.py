@@ -217,6 +217,9 @@ class Broker(Protocol):
     def waits_for(self) -> str:
         """What it waits for now, for people: a cluster that is away, a long recovery; or ""."""
 
+    def client_figures(self) -> dict[str, float]:
+        """What its clients count of themselves, by name; empty where there are none."""
+
     def session(self, subscription: Subscription, holder: Holder | None = None) -> Session:
         """A session that is not open yet.
 

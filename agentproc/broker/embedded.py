@@ -78,6 +78,10 @@ class EmbeddedBroker:
     traces = False
     waits_for = ""
 
+    def client_figures(self) -> dict[str, float]:
+        """See `streamd.agentproc.broker.Broker`."""
+        return {}
+
     def session(
         self, subscription: Subscription, holder: Holder | None = None
     ) -> "EmbeddedSession":

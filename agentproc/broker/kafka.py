@@ -28,6 +28,7 @@ from streamd.agentproc.broker import (
 )
 from streamd.agentproc.kafka import beginning, declaring, members, options, topics
 from streamd.agentproc.kafka.appending import Appender
+from streamd.agentproc.kafka.figures import Figures
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.leading import Leading
 from streamd.agentproc.kafka.markers import (
@@ -90,6 +91,8 @@ class KafkaBroker:
         self.reach = options.connection(settings)
         self.health = Health(self.reach.admin, tells=patience_s is None)
         self.reach.ours["error_cb"] = self.health.on_error
+        self.figures = Figures()
+        self.reach.ours["stats_cb"] = self.figures.take
         self.patience_s = patience_s
         self.stores = stores
         self.declared = {topic.name: topic for topic in declared}
@@ -140,6 +143,10 @@ class KafkaBroker:
     def waits_for(self) -> str:
         """See `streamd.agentproc.broker.Broker`."""
         return self.health.waits_for
+
+    def client_figures(self) -> dict[str, float]:
+        """See `streamd.agentproc.broker.Broker`."""
+        return self.figures.sums()
 
     def ensure(
         self, wanted: Iterable[topics.Wanted], seen: Iterable[str] = ()

@@ -29,6 +29,7 @@ _silent.propagate = False
 
 _FILES = ("ssl.ca.location", "ssl.certificate.location", "ssl.key.location")
 MESSAGE_BYTES = 1_000_000
+COUNTING = {"statistics.interval.ms": 5000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,7 @@ def dynamic_member(reach: Reach, group: str, name: str, *, together: bool) -> Op
 def _any_member(reach: Reach, group: str, name: str) -> Options:
     return {
         "client.id": name,
+        **COUNTING,
         "group.id": group,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
@@ -228,6 +230,7 @@ def producer(reach: Reach, *, transactional_id: str | None) -> Options:
     """A producer that leaves no gaps: it waits for the broker as long as it takes."""
     settings = reach.settings
     options = {
+        **COUNTING,
         "enable.idempotence": True,
         "acks": "all",
         "linger.ms": _ms(settings.producer_linger) if settings.producer_linger else 0,

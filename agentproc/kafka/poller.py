@@ -81,9 +81,7 @@ class Poller(threading.Thread):
         super().__init__(name=name, daemon=True)
         # By the protocol of KIP-848 partitions come and go one by one, whoever assigns them.
         self._together = options.get("partition.assignment.strategy") == "range"
-        self._consumer = Consumer(
-            {**options, "error_cb": self._problem, "stats_cb": self._statistics}
-        )
+        self._consumer = Consumer({**options, "error_cb": self._problem})
         self._topics = topics
         self._loop = loop
         self._lose, self._gain = lose, gain
@@ -105,7 +103,6 @@ class Poller(threading.Thread):
         self._fatal: BaseException | None = None
         self.group_metadata: object = None  # of the group as this member knows it
         self.gone: set[int] = set()  # partitions that others have, though nobody was asked
-        self.statistics: str = ""  # librdkafka's, as JSON
 
     # What the loop says.
 
@@ -433,6 +430,3 @@ class Poller(threading.Thread):
             self._fatal = BrokerLost(f"the consumer cannot go on: {error.str()}")
         else:
             self._health.on_error(error)
-
-    def _statistics(self, text: str) -> None:
-        self.statistics = text
