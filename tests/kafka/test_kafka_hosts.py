@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -191,11 +192,11 @@ def test_without_the_token_a_key_of_another_host_gets_503_that_says_so(
     b.start()
     eventually(lambda: b.partitions("count"))
     url = b.web
-    words = iter(WORDS)
+    words = itertools.cycle(WORDS)
     refused = eventually(lambda: refusal(b, url, next(words)))
     assert refused["hint"] == "set web_token, the same on every host"
     url = a.web
-    words = iter(WORDS)
+    words = itertools.cycle(WORDS)
     assert eventually(lambda: refusal(a, url, next(words)))["code"] == "unavailable"
     told = [event["text"] for event in b.status()["events_log"]]
     assert any("hosts ask each other only with a secret" in text for text in told)
