@@ -231,6 +231,11 @@ class Engine:
     async def _recover(self) -> None:
         """Claim the slot's partitions and load what its tables hold of them."""
         await self.session.open()
+        channels = [agent.channel for agent in self.app.agents.values()]
+        for topic in [*self.app.topics.values(), *channels]:
+            topic.most_bytes = self.session.topic_limits.get(topic.name, topic.most_bytes)
+        for table in self.tables:
+            table.most_bytes = self.session.table_limits.get(table.name, table.most_bytes)
         self._committed = dict(self.session.positions)
         self.positions = dict(self._committed)
         partitions = list(self.session.partitions)  # those that come later are gained

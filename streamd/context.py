@@ -72,6 +72,12 @@ class Record(NamedTuple):
     timestamp: float | None
     headers: list[tuple[str, bytes]]
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all that it carries."""
+        carried = len(self.key or b"") + len(self.value or b"")
+        return carried + sum(len(name) + len(value) for name, value in self.headers)
+
 
 current_scope: ContextVar[Any] = ContextVar("streamd_scope", default=None)
 

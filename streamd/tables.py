@@ -10,6 +10,7 @@ speed for a hit. What it does not hold, `__missing__` finds in the partition: wr
 last checkpoint (`pending`), being made durable (`flight`), committed (`base`).
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
@@ -101,7 +102,7 @@ class Table(dict[Any, Any]):
     __slots__ = (
         "app", "name", "default", "partitions", "help", "key_type", "value_type",
         "key_codec", "value_codec", "group", "remote", "scattered", "_part", "_parts", "_place",
-        "_plain", "_plain_keys", "_handed",
+        "_plain", "_plain_keys", "_handed", "most_bytes",
     )  # fmt: skip
 
     __hash__ = object.__hash__  # type: ignore[assignment]
@@ -124,6 +125,7 @@ class Table(dict[Any, Any]):
         self.name = name
         self.default = default
         self.partitions = partitions
+        self.most_bytes = sys.maxsize  # of key and value of a row, where there is a limit
         self.help = help
         self.key_type = key_type
         self.value_type = value_type
@@ -358,6 +360,15 @@ class Table(dict[Any, Any]):
             raise
         except Exception as error:
             raise self.value_codec.encode_error(value, error) from error
+        most = self.most_bytes
+        for data, coded in rows if most < sys.maxsize else ():
+            if coded is not None and len(data) + len(coded) > most:
+                raise EncodeError(
+                    f"a row of table {self.name!r} has {len(data) + len(coded)} bytes, and the "
+                    f"cluster takes {most}: the value of key {self.decode_key(data)!r:.80}",
+                    remedy="spread it over several keys, or raise max.message.bytes of the "
+                    "table's changelog, up to 1 MB",
+                )
         return rows
 
     def check(self) -> None:

@@ -1,5 +1,6 @@
 """A topic: a name, the codecs of its keys and values, and the way to send to it."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,6 +70,7 @@ class Topic:
         self.config = {name: _config_text(value) for name, value in (config or {}).items()}
         self.help = help
         self.use_serializers("raw", "json")
+        self.most_bytes = sys.maxsize  # of key and value of a record, where there is a limit
         self._remembered: dict[str, tuple[bytes, int]] = {}  # str key -> bytes, partition
         self._sent: dict[int, Sent] = {}  # partition -> what a send in an agent returns
         self._hash: Callable[[bytes, int], int] | None = None
@@ -157,6 +159,8 @@ class Topic:
                 encoded = self._encode(value)
             except Exception as error:
                 raise self.value_codec.encode_error(value, error) from error
+            if len(encoded) + len(data) > self.most_bytes:
+                raise self._too_large(len(encoded) + len(data))
             lane = scope.lanes[self.name][place]
             lane.values.append(encoded)
             lane.keys.append(data)
@@ -225,6 +229,9 @@ class Topic:
 
     def _buffer(self, scope: Any, record: Record, callback: Callback | None) -> Sent:
         """Put a record where the scope's next checkpoint finds it."""
+        size_bytes = record.size_bytes
+        if size_bytes > self.most_bytes:
+            raise self._too_large(size_bytes)
         lane = scope.lanes[self.name][record.partition]
         lane.values.append(record.value)
         lane.keys.append(record.key)
@@ -271,6 +278,14 @@ class Topic:
                 partition = -1 if scope is None else scope.turn() % self.partition_count
         encoded = None if value is None else _encoded(value_codec, value)
         return Record(partition, data, encoded, timestamp, header_list(headers))
+
+    def _too_large(self, size_bytes: int) -> EncodeError:
+        return EncodeError(
+            f"a record for topic {self.name!r} has {size_bytes} bytes, and the cluster takes "
+            f"{self.most_bytes}",
+            remedy="send where it is kept, not what it is; or raise max.message.bytes of the "
+            "topic, up to 1 MB",
+        )
 
     async def _send_outside(self, record: Record, callback: Callback | None) -> Sent:
         client = self.app.current_client

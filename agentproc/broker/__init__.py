@@ -136,6 +136,13 @@ class Session(Protocol):
     generation: int
     """The epoch of the claim; set by `open`, and raised by each change of the partitions."""
 
+    topic_limits: dict[str, int]
+    """The most bytes of key and value of a topic's record, where there is a limit; set by
+    `open`."""
+
+    table_limits: dict[str, int]
+    """The same of a table's row."""
+
     async def open(self) -> None:
         """Claim the slot's partitions; whoever had them can commit no more.
 

@@ -222,6 +222,8 @@ class EmbeddedSession:
         self.partitions: list[int] = []
         self.recovering: list[int] = []
         self.generation = 0
+        self.topic_limits: dict[str, int] = {}
+        self.table_limits: dict[str, int] = {}
         self._broker = broker
         self._subscription = subscription
         self._claim: Claim | None = None

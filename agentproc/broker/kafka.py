@@ -31,6 +31,7 @@ from streamd.agentproc.kafka.appending import Appender
 from streamd.agentproc.kafka.figures import Figures
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.leading import Leading
+from streamd.agentproc.kafka.limits import limits_of
 from streamd.agentproc.kafka.markers import (
     Marker,
     encode_marker,
@@ -214,6 +215,8 @@ class KafkaSession:
         self.partitions: list[int] = []
         self.recovering: list[int] = []
         self.generation = 0
+        self.topic_limits: dict[str, int] = {}
+        self.table_limits: dict[str, int] = {}
         self._broker = broker
         self._subscription = subscription
         self._holder = holder
@@ -317,10 +320,22 @@ class KafkaSession:
             }
         self._writer = self._writing.submit(self._make_writer).result()
 
+    def _learn_limits(self) -> None:
+        changelogs = self._home.changelogs
+        limits = limits_of(self._broker.admin, {*self._broker.declared, *changelogs.values()})
+        self.table_limits = {table: limits.pop(topic) for table, topic in changelogs.items()}
+        self.topic_limits = limits
+
     def _make_writer(self) -> Writer:
+        self._learn_limits()
         id = self._member_id() if self._exactly_once else None
+        limits = [*self.topic_limits.values(), *self.table_limits.values()]
         return Writer(
-            options.producer(self._broker.reach, transactional_id=id),
+            options.producer(
+                self._broker.reach,
+                transactional_id=id,
+                batch_bytes=min(limits, default=options.MESSAGE_BYTES),
+            ),
             self._broker.packed,
             self._tracer,
             self._broker.health,

@@ -239,6 +239,8 @@ class MemorySession:
         self.partitions: list[int] = []
         self.recovering: list[int] = []
         self.generation = 0
+        self.topic_limits: dict[str, int] = {}
+        self.table_limits: dict[str, int] = {}
         self.subscription = subscription
         self.group = f"{subscription.app_id}.{subscription.group}"
         self._broker = broker

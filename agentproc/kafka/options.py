@@ -226,9 +226,16 @@ def _any_member(reach: Reach, group: str, name: str) -> Options:
     }
 
 
-def producer(reach: Reach, *, transactional_id: str | None) -> Options:
-    """A producer that leaves no gaps: it waits for the broker as long as it takes."""
+def producer(
+    reach: Reach, *, transactional_id: str | None, batch_bytes: int | None = None
+) -> Options:
+    """A producer that leaves no gaps: it waits for the broker as long as it takes.
+
+    Args:
+        batch_bytes: What each of its topics takes as one batch; None: what the setting says.
+    """
     settings = reach.settings
+    most = settings.producer_max_batch_size
     options = {
         **COUNTING,
         "enable.idempotence": True,
@@ -237,7 +244,7 @@ def producer(reach: Reach, *, transactional_id: str | None) -> Options:
         "compression.type": settings.producer_compression_type,
         "partitioner": "murmur2_random",
         "batch.num.messages": 10_000,
-        "batch.size": settings.producer_max_batch_size,
+        "batch.size": min(most, batch_bytes or most),
         "request.timeout.ms": _ms(settings.producer_request_timeout),
         "queue.buffering.max.messages": 200_000,
         "queue.buffering.max.kbytes": 65_536,
