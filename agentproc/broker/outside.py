@@ -1,7 +1,7 @@
 """The log of an app for whoever is outside its tree, on whichever broker it is."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from streamd.link import LinkLost
 from streamd.wire import GroupInfo, Hello
 
 if TYPE_CHECKING:
+    from streamd.agentproc.kafka.checking import Step
     from streamd.agentproc.kafka.client import KafkaLog
     from streamd.agentproc.kafka.making import Survey
 
@@ -93,6 +94,31 @@ def topics_on_kafka(app: App, hello: Hello) -> "Survey":
 
     broker = KafkaBroker(app.settings, hello.topics, "", PATIENCE_S)
     return survey(broker, hello.groups, hello.tables)
+
+
+def way_to_kafka(app: App) -> "Iterator[Step]":
+    """The steps from here to the cluster, up to the first that fails.
+
+    Raises:
+        ConfigError: Credentials or options cannot be used.
+    """
+    from streamd.agentproc.kafka.checking import steps  # noqa: PLC0415
+
+    return steps(app.settings)
+
+
+def permissions_on_kafka(app: App, hello: Hello, survey: "Survey") -> "Iterator[Step]":
+    """What the app may not do on the cluster that it needs to."""
+    from streamd.agentproc.broker.kafka import KafkaBroker  # noqa: PLC0415
+    from streamd.agentproc.kafka.checking import needs_of, permissions  # noqa: PLC0415
+
+    broker = KafkaBroker(app.settings, hello.topics, "", PATIENCE_S)
+    agents = [agent for group in hello.groups for agent in group.agents]
+    needs = needs_of(
+        app.settings, survey, {topic for agent in agents for topic in agent.topics}
+    )
+    groups = [f"{app.settings.id}.{group.name}" for group in hello.groups if group.agents]
+    return permissions(broker.admin, needs, survey.missing, groups)
 
 
 def _cluster_of(app: App, datadir: Path) -> "KafkaLog":

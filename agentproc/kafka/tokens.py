@@ -4,6 +4,8 @@ import asyncio
 import base64
 import inspect
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -30,6 +32,9 @@ def token_callback(provider: str) -> Callable[[str], tuple[str, float, str, dict
     Raises:
         ConfigError: It cannot be imported.
     """
+    # The process `log` has not imported the app, and does not know its folder.
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)
     ask = token_of(provider)
 
     def give(_config: str) -> tuple[str, float, str, dict[str, str]]:

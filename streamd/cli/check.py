@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from streamd.agentproc.broker.outside import topics_on_kafka
+from streamd.agentproc.broker.outside import permissions_on_kafka, topics_on_kafka, way_to_kafka
 from streamd.agentproc.kafka.installation import installation_there
 from streamd.app import App
 from streamd.cli import output, target
@@ -17,7 +17,7 @@ from streamd.cli.imported import import_app
 from streamd.cli.options import display_path, given
 from streamd.cli.root import Command
 from streamd.config import broker_kind
-from streamd.errors import BrokerError, StreamdError, UsageError
+from streamd.errors import BrokerError, ConfigError, StreamdError, UsageError
 from streamd.secrets import mask
 from streamd.wire import Hello
 
@@ -40,7 +40,8 @@ def check(strict: bool) -> int:
     """Check app, settings, groups, broker and web.
 
     Imports the app in this process. Exits 1 when something fails, 69 when the broker cannot be
-    reached. Makes no topic.
+    reached or refuses, 78 when its options cannot be used. On Kafka it goes step by step:
+    name, connect, TLS, login, version, permission. Makes no topic.
     """
     return _report("check", _check(), strict=strict)
 
@@ -154,13 +155,24 @@ def _check_broker(app: App, hello: Hello) -> Iterator[Finding]:
 def _check_kafka(app: App, hello: Hello) -> Iterator[Finding]:
     broker = mask(str(hello.settings["broker"]))
     try:
+        for walked in way_to_kafka(app):
+            if walked.exit_code:
+                text = f"{broker}: {walked.name} failed: {walked.text}"
+                yield Finding("fail", "broker", text, walked.remedy, walked.exit_code)
+                return
+            yield Finding("ok", walked.name, walked.text)
         survey = topics_on_kafka(app, hello)
-    except BrokerError as error:
-        yield Finding("fail", "broker", f"{broker}: {error}", error.remedy, error.exit_code)
+    except (BrokerError, ConfigError) as error:
+        step = "permission failed: " if "authorization failed" in str(error) else ""
+        text = f"{broker}: {step}{error}"
+        yield Finding("fail", "broker", text, error.remedy, error.exit_code)
         return
     there = output.plural(len(survey.found), "topic")
     yield Finding("ok", "broker", f"{broker}, {there} of the app there")
     yield _members(hello)
+    for each in permissions_on_kafka(app, hello, survey):
+        level = "fail" if each.exit_code else "ok"
+        yield Finding(level, each.name, each.text, each.remedy, each.exit_code)
     for topic in survey.missing:
         yield Finding("ok", "topic", f"{topic.name} would be made: {topic.shape}")
     for name, how in survey.different.items():

@@ -149,6 +149,7 @@ class Cluster:
         nodes: int = 1,
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
+        listeners: Mapping[str, int] | None = None,
     ) -> "Cluster":
         """Write the settings of a new cluster; nothing is started.
 
@@ -156,11 +157,13 @@ class Cluster:
             nodes: How many; replication is as high as three.
             port: Of the first node, the next ones follow; None for free ones.
             settings: Kafka's own, over those of `_properties`.
+            listeners: Further ones of a single node, with their ports; `settings` has what
+                they speak.
 
         Raises:
             Busy: A port that was asked for is taken.
         """
-        ports = _ports(2 * nodes, port, nodes)
+        ports = free_ports(2 * nodes, port, nodes)
         folder.mkdir(mode=0o700, parents=True)
         cluster_id = urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b"=").decode()
         # The tool takes an id that begins with a dash for an option.
@@ -177,6 +180,9 @@ class Cluster:
         for node in made.nodes:
             node.folder.mkdir()
             lines = made._properties(node) | dict(settings or {})
+            for name, extra in (listeners or {}).items():
+                lines["listeners"] += f",{name}://127.0.0.1:{extra}"
+                lines["advertised.listeners"] += f",{name}://localhost:{extra}"
             (node.folder / "server.properties").write_text(
                 "".join(f"{name}={value}\n" for name, value in lines.items())
             )
@@ -312,6 +318,7 @@ def start(
     nodes: int = 1,
     port: int | None = None,
     settings: Mapping[str, str] | None = None,
+    listeners: Mapping[str, int] | None = None,
     flags: Sequence[str] = QUICK,
     parent: int = 0,
 ) -> Cluster:
@@ -332,7 +339,9 @@ def start(
             return cluster
         for left in reversed(range(TRIES)):
             shutil.rmtree(folder, ignore_errors=True)
-            made = Cluster.make(folder, nodes=nodes, port=port, settings=settings)
+            made = Cluster.make(
+                folder, nodes=nodes, port=port, settings=settings, listeners=listeners
+            )
             try:
                 made.start(flags=flags, parent=parent)
                 return made
@@ -378,7 +387,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _ports(count: int, first: int | None, nodes: int) -> list[int]:
+def free_ports(count: int, first: int | None, nodes: int) -> list[int]:
     """Free ports: those of the brokers, of which `first` is given or not, then the others."""
     found: list[int] = []
     if first is not None:

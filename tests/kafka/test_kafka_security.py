@@ -1,0 +1,164 @@
+"""TLS and logins on a real broker: each way works for a whole app, each failure is named."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import kafka_secure
+import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+from kafka_app import WORDS, Site, eventually, site
+from kafka_clients import unique
+from kafka_secure import PASSWORD, USER, Secure
+
+from streamd.agentproc.kafka.checking import Step, steps
+from streamd.config import resolve
+
+TOKENS = """
+import base64, json, time
+
+def part(**words):
+    return base64.urlsafe_b64encode(json.dumps(words).encode()).rstrip(b"=").decode()
+
+async def token():
+    now = time.time()
+    return part(alg="none") + "." + part(sub="ann", iat=now, exp=now + 3600) + "."
+"""
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
+    broker = kafka_secure.start(tmp_path_factory.mktemp("secure"))
+    yield broker
+    broker.remove()
+
+
+def login(mechanism: str, **more: str) -> dict[str, str]:
+    return {"mechanism": mechanism, "username": USER, "password": PASSWORD, **more}
+
+
+def ways(secure: Secure) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Listener and credentials."""
+    tls = {"cafile": str(secure.ca)}
+    own = {"certfile": str(secure.certificate), "keyfile": str(secure.key)}
+    return {
+        "PLAIN": ("LOGIN", login("PLAIN")),
+        "SCRAM-SHA-256": ("LOGIN", login("SCRAM-SHA-256")),
+        "SCRAM-SHA-512 by TLS": ("BOTH", login("SCRAM-SHA-512", **tls)),
+        "OAUTHBEARER": ("LOGIN", {"oauth_cb": "tokens:token"}),
+        "certificate": ("MUTUAL", {**tls, **own}),
+        "TLS": ("TLS", tls),
+        "wrong password": ("LOGIN", {**login("SCRAM-SHA-512"), "password": "wrong-word"}),
+        "no login": ("LOGIN", {}),
+        "no TLS": ("TLS", {}),
+        "TLS on a listener without": ("LOGIN", login("PLAIN", **tls)),
+        "unknown authority": ("TLS", {"tls": True}),
+        "no certificate": ("MUTUAL", tls),
+    }
+
+
+def go(place: Site, secure: Secure, way: str) -> None:
+    """Let the app go this way."""
+    listener, credentials = ways(secure)[way]
+    (place.place / "tokens.py").write_text(TOKENS)
+    place.environment["STREAMD_BROKER"] = f"kafka://localhost:{secure.ports[listener]}"
+    place.environment["STREAMD_BROKER_CREDENTIALS"] = json.dumps(credentials)
+
+
+@pytest.mark.parametrize(
+    "way", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512 by TLS", "OAUTHBEARER", "certificate"]
+)
+def test_an_app_runs_by_each_way(secure: Secure, way: str) -> None:
+    with site(WORDS, unique("secure"), "localhost:1") as words:
+        go(words, secure, way)
+        words.do(["send", f"{words.id}-posts", "a b a"])
+        words.do("start")
+        eventually(lambda: words.count_of("a") == 2)
+        shown = words.do("config") + words.do("status --json") + words.do("logs")
+
+    assert PASSWORD not in shown and "sesame" not in shown and "eyJ" not in shown
+
+
+def walked(secure: Secure, way: str) -> list[Step]:
+    listener, credentials = ways(secure)[way]
+    broker = f"kafka://localhost:{secure.ports[listener]}"
+    app = {"id": "proj", "broker": broker, "broker_credentials": credentials or None}
+    return list(steps(resolve(app, {}, None, {})))
+
+
+def test_each_step_of_the_way_is_told(secure: Secure) -> None:
+    for way in ("certificate", "SCRAM-SHA-512 by TLS"):
+        told = {step.name: step for step in walked(secure, way)}
+
+        assert not any(step.exit_code for step in told.values())
+        assert {"name", "connect", "TLS", "version"} <= told.keys()
+        assert told["version"].text == "Kafka 4.0 or later"
+    assert told["login"].text == f"SCRAM-SHA-512 as {USER}"
+
+
+@pytest.mark.parametrize(
+    ("way", "step", "text"),
+    [
+        ("wrong password", "login", "Authentication failed"),
+        ("no login", "login", "ends the connection of who does not log in"),
+        ("no TLS", "TLS", "the server speaks TLS only"),
+        ("TLS on a listener without", "TLS", "the server does not speak TLS"),
+        ("unknown authority", "TLS", "certificate verify failed"),
+        ("no certificate", "TLS", "certificate"),
+    ],
+)
+def test_the_step_that_fails_is_told(secure: Secure, way: str, step: str, text: str) -> None:
+    last = walked(secure, way)[-1]
+
+    assert (last.name, last.exit_code) == (step, 69)
+    assert text in last.text
+    assert last.remedy
+
+
+@pytest.mark.parametrize(
+    ("broker", "step"),
+    [("kafka://no-such-host.invalid", "name"), ("kafka://127.0.0.1:1", "connect")],
+)
+def test_a_name_or_a_port_that_leads_nowhere_is_told(broker: str, step: str) -> None:
+    *_, last = steps(resolve({"id": "proj", "broker": broker}, {}, None, {}))
+
+    assert (last.name, last.exit_code) == (step, 69)
+
+
+def test_check_tells_the_failed_step_and_what_is_not_permitted(secure: Secure) -> None:
+    with site(WORDS, unique("secure"), "localhost:1") as words:
+        go(words, secure, "wrong password")
+        wrong = words.run("check --json")
+        go(words, secure, "PLAIN")
+        words.do(["send", f"{words.id}-posts", "a"])
+        well = words.run("check --json")
+        rule(secure, f"{words.id}-posts", AclOperation.ALL, AclPermissionType.ALLOW)
+        rule(secure, f"{words.id}-posts", AclOperation.READ, AclPermissionType.DENY)
+        denied = words.run("check --json")
+        rule(secure, f"{words.id}-posts", AclOperation.DESCRIBE, AclPermissionType.DENY)
+        hidden = words.run("check --json")
+
+    assert wrong.returncode == 69
+    assert "login failed: " in wrong.stdout and "wrong-word" not in wrong.stdout
+    assert well.returncode == 0
+    assert denied.returncode == 69
+    assert f"topic '{words.id}-posts': no permission to read" in denied.stdout
+    assert hidden.returncode == 69
+    assert "permission failed: " in hidden.stdout
+
+
+def rule(secure: Secure, topic: str, operation: Any, permission: Any) -> None:
+    admin = AdminClient({"bootstrap.servers": secure.cluster.bootstrap})
+    binding = AclBinding(
+        ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, f"User:{USER}", "*", operation,
+        permission,
+    )  # fmt: skip
+    for future in admin.create_acls([binding]).values():
+        future.result()
