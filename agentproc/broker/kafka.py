@@ -50,7 +50,7 @@ from streamd.agentproc.kafka.storing import LocalTables
 from streamd.agentproc.kafka.watching import Ends
 from streamd.agentproc.store.rows import Rows
 from streamd.config import Settings
-from streamd.errors import Fenced, StreamdError
+from streamd.errors import BrokerError, Fenced, StreamdError
 from streamd.failpoints import failpoint
 from streamd.wire import TopicInfo
 
@@ -63,6 +63,7 @@ WATCH_S = 1.0
 CLOSE_S = 5.0
 SAVE_S = 5.0  # a group that gives partitions away waits for its stores
 AWAY_PAUSE_S = 0.2
+UNREAD_S = 30.0
 
 
 class KafkaBroker:
@@ -257,6 +258,9 @@ class KafkaSession:
         self._appender = Appender(options.at_once(broker.reach))
         self._poller: Poller | None = None
         self._rebalancing = asyncio.Lock()
+        self._count = 0  # of the group's partitions
+        self._is_new = True  # partitions have come, and nobody has looked at all of them
+        self._looking: asyncio.Task[None] | None = None
 
     # Opening.
 
@@ -291,6 +295,8 @@ class KafkaSession:
             if not self._opened.done():
                 await self._gain(set())  # it is a member, of more than there are partitions
         await self._opened
+        if broker.settings.broker_group_protocol == "classic":
+            self._looking = loop.create_task(self._look_for_unread(), name="unread")
         if self._local is not None:
             self._keeping = loop.create_task(self._keep(self._local))
 
@@ -318,6 +324,7 @@ class KafkaSession:
             self._local.topic_ids = {
                 topic: there[topic].id for topic in self._home.changelogs.values()
             }
+        self._count = own[-1].partitions if own else 0  # of the markers
         self._writer = self._writing.submit(self._make_writer).result()
 
     def _learn_limits(self) -> None:
@@ -361,6 +368,32 @@ class KafkaSession:
 
     # Partitions come and go.
 
+    async def _look_for_unread(self) -> None:
+        """Join the group anew where partitions stay nobody's.
+
+        A static member that is killed between the two steps of a cooperative rebalance comes
+        back to what the first left it, and nobody takes the second.
+        """
+        broker = self._broker
+        before: list[int] = []
+        while True:
+            await asyncio.sleep(members.LOOK_S if before or self._is_new else UNREAD_S)
+            self._is_new = False
+            try:
+                found = await asyncio.to_thread(members.describe, broker.admin, self._group)
+            except BrokerError:
+                continue
+            unread = members.without_reader(found, self._count)
+            first = min((member.name for member in found.members), default="")
+            if unread and unread == before and first == self._name() and self._poller:
+                log.warning(
+                    "nobody in group %s reads its partitions %s; it is joined anew",
+                    self._group, unread,
+                )  # fmt: skip
+                self._poller.rejoin()
+                unread = []
+            before = unread
+
     async def _gain(self, tps: set[TP]) -> None:
         async with self._rebalancing:
             partitions = self.recovering = sorted({tp.partition for tp in tps})
@@ -371,6 +404,7 @@ class KafkaSession:
                 self._begin_with(partition, taken[partition])
             self.partitions = sorted({*self.partitions, *partitions})
             self.generation += 1
+            self._is_new = True
             if self._opened is not None and not self._opened.done():
                 self.recovering = []
                 self._opened.set_result(None)
@@ -671,6 +705,8 @@ class KafkaSession:
             assert self._local is not None
             await self._save(self._local, wanted=True)
             await self._local.close()
+        if self._looking is not None:
+            self._looking.cancel()
         poller, self._poller = self._poller, None
         if poller is not None:
             poller.end(leave)

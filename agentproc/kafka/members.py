@@ -58,6 +58,18 @@ def describe(admin: AdminClient, group: str) -> Described:
     return Described(members, found.state == ConsumerGroupState.STABLE)
 
 
+def without_reader(found: Described, partitions: int) -> list[int]:
+    """Partitions of a group at rest that no member has (pure).
+
+    >>> without_reader(Described([Member("a", "", [0, 3])], settled=True), 4)
+    [1, 2]
+    """
+    if not found.settled or not found.members:
+        return []
+    had = {partition for member in found.members for partition in member.partitions}
+    return [partition for partition in range(partitions) if partition not in had]
+
+
 async def wait_to_join(
     admin: AdminClient, group: str, name: str, opened: "asyncio.Future[None]", health: Health
 ) -> None:

@@ -125,6 +125,10 @@ class Poller(threading.Thread):
             self._waiting_bytes -= size_bytes
             self._room.notify()
 
+    def rejoin(self) -> None:
+        """Leave the group and join it anew: all of its partitions are shared out again."""
+        self._commands.append(self._rejoin)
+
     def end(self, leave: bool) -> None:
         """Stop reading; `leave`: others may have the partitions at once, for good."""
         self._leave = leave
@@ -136,12 +140,7 @@ class Poller(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._consumer.subscribe(
-                self._topics,
-                on_assign=self._on_assign,
-                on_revoke=self._on_revoke,
-                on_lost=self._on_lost,
-            )
+            self._subscribe()
             while not self._ending.is_set():
                 self.membership.turned(time.monotonic())
                 self._obey()
@@ -155,6 +154,23 @@ class Poller(threading.Thread):
                 self._loop.call_soon_threadsafe(self._failed, error)
         finally:
             self._close()
+
+    def _subscribe(self) -> None:
+        self._consumer.subscribe(
+            self._topics,
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+
+    def _rejoin(self) -> None:
+        self._consumer.unsubscribe()
+        deadline = time.monotonic() + self._bound_s
+        while self._assigned and not self._ending.is_set() and time.monotonic() < deadline:
+            # What comes meanwhile is read again by who gets it.
+            self._consumer.poll(POLL_S)
+        if not self._ending.is_set():
+            self._subscribe()
 
     def _close(self) -> None:
         try:
