@@ -378,6 +378,8 @@ class KafkaSession:
         before: list[int] = []
         while True:
             await asyncio.sleep(members.LOOK_S if before or self._is_new else UNREAD_S)
+            if broker.health.is_away:
+                continue
             self._is_new = False
             try:
                 found = await asyncio.to_thread(members.describe, broker.admin, self._group)

@@ -41,6 +41,9 @@ def describe(admin: AdminClient, group: str) -> Described:
         BrokerError: It does not say.
     """
     try:
+        # Only of a cluster that answers: a description that is still waited for when a broker
+        # comes back ends the process, by an assertion of librdkafka 2.16 (rd_kafka_enq_once).
+        admin.list_topics(topic=None, timeout=DESCRIBE_S)
         answer = admin.describe_consumer_groups([group], request_timeout=DESCRIBE_S)
         found = answer[group].result(DESCRIBE_S)
     except KafkaException as error:

@@ -94,7 +94,7 @@ def test_an_outage_is_told_once_and_costs_nothing(kafka_node: Cluster, tmp_path:
         eventually(lambda: made.host.status()["state"] == "running")
         assert made.host.log().count("can be reached again after") in (2, 3)
         made.ends_exact()
-        assert made.restarts() == 0
+        assert made.restarts() == 0, made.host.log()
         assert "%" not in made.host.log(), "librdkafka writes to stderr"
 
 
