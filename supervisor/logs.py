@@ -28,7 +28,8 @@ RING_LINES = 10_000
 RING_BYTES = 8 * 1024 * 1024
 FOLLOWER_LINES = 5_000
 FOLLOWER_BYTES = 4 * 1024 * 1024
-REPEAT_S = 5.0
+REPEAT_S = 5.0  # a line that repeats is told at least so often
+GAP_S = 0.5  # what comes again later than this is no repetition: a timer that prints
 
 _COLORS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -145,7 +146,7 @@ class Logs:
                 if (
                     last.line.text == line.text
                     and last.line.level == line.level
-                    and line.t - last.last_at < REPEAT_S
+                    and line.t - last.last_at < GAP_S
                 ):
                     last.count += 1
                     last.last_at = line.t
