@@ -26,7 +26,9 @@ def is_from(stray: Stray, process: str, run: Run) -> bool:
     """
     if stray.session == run.pid:
         return True
-    return stray.origin == process and stray.start_ticks >= run.identity.start_ticks
+    # Of the same tick it is the run's before: a replacement is there in less than one, and
+    # takes longer than that until user code runs.
+    return stray.origin == process and stray.start_ticks > run.identity.start_ticks
 
 
 class Strays:
