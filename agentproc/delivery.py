@@ -31,6 +31,7 @@ STRIDE_MAX = 1024
 STRIDE_LOW_S = 0.0005  # a stride that took less is doubled
 STRIDE_HIGH_S = 0.002  # one that took more is cut
 HELD_BACK_EVENTS = 8000  # of a partition, in work or settled behind one that is
+SLOW_S = 0.05  # a stride that takes longer ends with the event in work
 TURN_S = 0.005  # after so long without a suspension an agent lets the loop turn
 
 
@@ -151,6 +152,7 @@ class Actor:
         self._length = 1  # of the next stride
         self._turned_at = 0.0  # monotonic; when the loop last had its turn
         self._alarm: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
         self._single = self.agent.concurrency > 1 or self.agent.timeout_s is not None
 
     # The source of the stream.
@@ -427,6 +429,8 @@ class Actor:
         self._run, self._start = run, start
         self.stream.values, self.stream.index, self.stream.end = run.values, start, end
         self.since = time.monotonic()
+        if end - start > 1:
+            self._watch_stride()
         partition = run.tp.partition
         together = not self._earlier or self.writes_to == partition
         self.writes_to = partition if together else None
@@ -434,6 +438,21 @@ class Actor:
             self.engine.enter(self.writes_to)
         place = Place(self.agent.name, run.tp.topic, run.tp.partition, run.positions[start])
         self.engine.beats.place(place)
+
+    def _look_at_stride(self) -> None:
+        """What was done before a slow event must not wait for the next one, too."""
+        self._watch = None
+        if not self.running or self.dismissed:
+            return
+        if time.monotonic() - self.since > SLOW_S:
+            self.cut()
+        else:
+            self._watch_stride()
+
+    def _watch_stride(self) -> None:
+        # One timer at a time: strides are short and many.
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(SLOW_S, self._look_at_stride)
 
     def _time_out(self) -> None:
         self.timed_out = True
