@@ -52,8 +52,8 @@ def test_a_kill_at_a_failpoint_costs_no_event_and_doubles_none(
     assert wrong_counts(tmp_path, words) == []
 
 
-def test_random_kills_under_load_leave_the_counts_exact(tmp_path: Path) -> None:
-    words = fill(tmp_path, 100_000, pack=10)
+def test_forty_random_kills_under_load_leave_the_counts_exact(tmp_path: Path) -> None:
+    words = fill(tmp_path, 200_000, pack=10)
     chance = random.Random(11)
     counters = {slot: start_counter(tmp_path, slot, 2, chunk=10) for slot in range(2)}
     kills = 0
@@ -76,8 +76,7 @@ def test_random_kills_under_load_leave_the_counts_exact(tmp_path: Path) -> None:
             assert code == -signal.SIGKILL
             counters[slot] = start_counter(tmp_path, slot, 2, chunk=10)
 
-    # On a fast machine they are done before all forty.
-    assert kills >= 10
+    assert kills >= 20
     assert wrong_counts(tmp_path, words) == []
     writer = Writer(tmp_path, default_partitions=2)
     check_log(writer.db, tmp_path)
