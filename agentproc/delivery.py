@@ -31,7 +31,7 @@ STRIDE_MAX = 1024
 STRIDE_LOW_S = 0.0005  # a stride that took less is doubled
 STRIDE_HIGH_S = 0.002  # one that took more is cut
 HELD_BACK_EVENTS = 8000  # of a partition, in work or settled behind one that is
-SLOW_S = 0.05  # a stride that takes longer ends with the event in work
+SLOW_S = 0.02  # a stride that takes longer ends with the event in work
 TURN_S = 0.005  # after so long without a suspension an agent lets the loop turn
 
 

@@ -345,7 +345,7 @@ def test_slow_events_do_not_hold_back_the_fast_ones_before_them() -> None:
         async def work(stream: Any) -> None:
             async for value in stream:
                 if value == 3000:
-                    await asyncio.sleep(0.3)  # a checkpoint comes meanwhile
+                    await asyncio.sleep(0.05)
                 if value == 3001:
                     await gate.wait()
                 await out.send(value=value)
