@@ -9,12 +9,9 @@ ends with 0, QUIT at once with 3, the end of the link to the master with 70.
 """
 
 import asyncio
-import faulthandler
 import logging
 import os
-import signal
 import socket
-import sys
 from pathlib import Path
 
 from streamd.agentproc.broker.kafka import KafkaBroker
@@ -22,11 +19,10 @@ from streamd.agentproc.kafka.client import KafkaLog
 from streamd.agentproc.kafka.installation import installation
 from streamd.agentproc.kafka.keeping import Keeper
 from streamd.agentproc.kafka.members import describe
-from streamd.agentproc.stacks import write_task_stacks
+from streamd.agentproc.standalone import begin, ends_with_master, obey_signals
 from streamd.config import Settings
 from streamd.errors import BrokerError, StreamdError, WireError
 from streamd.link import Answer, Link, adopt, serve
-from streamd.log import setup_child_logging
 from streamd.wire import (
     Append,
     Appended,
@@ -50,8 +46,6 @@ log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 PATIENCE_S = 5.0  # of who asks from outside
-COLD = 3
-ORPHANED = 70
 
 
 class Cluster:
@@ -127,20 +121,11 @@ class Cluster:
 
 
 async def _run(end: socket.socket, datadir: Path, address: Path) -> int:
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stopping.set)
-    loop.add_signal_handler(signal.SIGQUIT, os._exit, COLD)
-    loop.add_signal_handler(signal.SIGUSR1, write_task_stacks, 2, loop)
-    # Registered after it and chained: the threads' stacks come even if the loop does not turn.
-    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
-
-    def orphaned(link: Link) -> None:
-        if not stopping.is_set():
-            os._exit(ORPHANED)
-
+    stopping = obey_signals()
     cluster = Cluster(datadir)
-    link = cluster.link = await adopt(end, "master", cluster.answer_master, on_lost=orphaned)
+    link = cluster.link = await adopt(
+        end, "master", cluster.answer_master, on_lost=ends_with_master(stopping)
+    )
     server = await serve(address, "log client", cluster.answer)
     link.send(Ready([]))
     while not stopping.is_set():
@@ -158,14 +143,9 @@ async def _run(end: socket.socket, datadir: Path, address: Path) -> int:
 
 def main() -> None:
     """Run the process that the arguments describe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    setup_child_logging("info")
-    Path("/proc/self/comm").write_text("streamd: log")
-    end = socket.socket(fileno=int(sys.argv[1]))
-    end.set_inheritable(False)
+    arguments = begin()
     loop = asyncio.new_event_loop()
-    code = loop.run_until_complete(_run(end, Path(sys.argv[2]), Path(sys.argv[3])))
+    code = loop.run_until_complete(_run(*arguments))
     # The loop is not closed: it would wait for threads that wait for the cluster.
     os._exit(code)
 

@@ -10,11 +10,8 @@ link to the master with 70.
 
 import asyncio
 import contextlib
-import faulthandler
 import functools
 import logging
-import os
-import signal
 import socket
 import sys
 import time
@@ -33,10 +30,9 @@ from streamd.agentproc.broker.schema import log_path
 from streamd.agentproc.broker.turnstile import Turnstile
 from streamd.agentproc.broker.wal import Checkpointer
 from streamd.agentproc.broker.writer import Writer
-from streamd.agentproc.stacks import write_task_stacks
+from streamd.agentproc.standalone import begin, ends_with_master, obey_signals
 from streamd.errors import BrokerError, LogDamaged, StreamdError, WireError
 from streamd.link import Answer, Link, adopt, serve
-from streamd.log import setup_child_logging
 from streamd.wire import (
     Append,
     Appended,
@@ -62,8 +58,6 @@ TICK_S = 1.0
 # With less, SQLite soon fails in the middle of something.
 LOW_DISK_BYTES = 2 * 1024 * 1024
 
-COLD = 3
-ORPHANED = 70
 
 _InThread = Callable[[Callable[[], object]], Awaitable[object]]
 _Answers = asyncio.Future[list[tuple[int, int]]]
@@ -267,23 +261,13 @@ def _settle(done: _Answers, answer: list[tuple[int, int]] | BaseException) -> No
 
 async def _run(end: socket.socket, datadir: Path, address: Path) -> int:
     loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stopping.set)
-    loop.add_signal_handler(signal.SIGQUIT, os._exit, COLD)
-    loop.add_signal_handler(signal.SIGUSR1, write_task_stacks, 2, loop)
-    # Registered after it and chained: the threads' stacks come even if the loop does not turn.
-    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
-
-    def orphaned(link: Link) -> None:
-        if not stopping.is_set():
-            os._exit(ORPHANED)
-
+    stopping = obey_signals()
     requests: asyncio.Future[LogProcess] = loop.create_future()
 
     async def answer(link: Link, message: Message) -> Answer:
         return await (await requests).answer_master(link, message)
 
-    link = await adopt(end, "master", answer, on_lost=orphaned)
+    link = await adopt(end, "master", answer, on_lost=ends_with_master(stopping))
     process = LogProcess(datadir, address, link)
     requests.set_result(process)
     try:
@@ -301,13 +285,8 @@ async def _run(end: socket.socket, datadir: Path, address: Path) -> int:
 
 def main() -> None:
     """Run the process that the arguments describe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    setup_child_logging("info")
-    Path("/proc/self/comm").write_text("log")
-    end = socket.socket(fileno=int(sys.argv[1]))
-    end.set_inheritable(False)
-    sys.exit(asyncio.run(_run(end, Path(sys.argv[2]), Path(sys.argv[3]))))
+    arguments = begin()
+    sys.exit(asyncio.run(_run(*arguments)))
 
 
 if __name__ == "__main__":
