@@ -1,7 +1,7 @@
 """What was read of a partition: records of a chunk, plain or packs, become one batch."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from streamd.agentproc.broker import INDEX_BITS, TP, Batch, Headers
 from streamd.agentproc.kafka.packs import (
@@ -142,7 +142,14 @@ class Stamps(Sequence[float]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Stamps": ...
+
+    def __getitem__(self, index: int | slice) -> "float | Stamps":
         if isinstance(index, slice):
             return Stamps(self._records[index])
-        return self._records[index].timestamp()[1] / 1000
+        moment_ms: int = self._records[index].timestamp()[1]
+        return moment_ms / 1000

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -53,8 +53,8 @@ def token_callback(provider: str) -> Callable[[str], tuple[str, float, str, dict
     return give
 
 
-async def _awaited(found: object) -> object:
-    return await found  # type: ignore[misc]
+async def _awaited(found: Awaitable[object]) -> object:
+    return await found
 
 
 def _claims(token: str) -> _Claims:
