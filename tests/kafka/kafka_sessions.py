@@ -18,11 +18,12 @@ from streamd.agentproc.broker import (
     Segment,
     Subscription,
 )
-from streamd.agentproc.broker.kafka import KafkaBroker, KafkaSession
+from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka import options
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.producing import Row, Writer
 from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
+from streamd.agentproc.kafka.session import KafkaSession
 from streamd.agentproc.kafka.sources import Tracer
 from streamd.config import resolve
 from streamd.wire import TopicInfo

@@ -10,8 +10,9 @@ from confluent_kafka.admin import AdminClient
 from kafka_clients import make_topic, unique, write
 
 from streamd.agentproc.broker import TP, Checkpoint, Subscription
-from streamd.agentproc.broker.kafka import KafkaBroker, KafkaSession
+from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka.packs import offset_of, position_of
+from streamd.agentproc.kafka.session import KafkaSession
 from streamd.config import resolve
 from streamd.errors import ConfigError
 from streamd.wire import TopicInfo

@@ -20,7 +20,8 @@ from kafka_clients import unique
 from kafka_hosts import eventually, hosts
 
 from streamd.agentproc.broker import Checkpoint, Subscription, TableChange
-from streamd.agentproc.broker.kafka import KafkaBroker, KafkaSession
+from streamd.agentproc.broker.kafka import KafkaBroker
+from streamd.agentproc.kafka.session import KafkaSession
 from streamd.config import resolve
 
 GUARANTEES = ["at_least_once", "exactly_once"]

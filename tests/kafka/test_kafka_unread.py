@@ -9,7 +9,7 @@ import time
 from kafka_sessions import WITHIN_S, Place, run
 
 from streamd.agentproc.broker import Subscription
-from streamd.agentproc.broker.kafka import KafkaSession
+from streamd.agentproc.kafka.session import KafkaSession
 
 # A member that is killed just when it is to give partitions away, and joins for no second step.
 VICTIM = """

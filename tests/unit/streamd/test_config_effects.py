@@ -181,7 +181,7 @@ EFFECTS = {
         "test_however_it_is_said_librdkafka_is_told_the_same",
     ),
     "broker_group_protocol": (
-        "agentproc/broker/kafka.py",
+        "agentproc/kafka/session.py",
         "settings.broker_group_protocol",
         "test_hosts_share_and_give_back_by_the_protocol_in_which_the_cluster_assigns",
     ),
