@@ -95,8 +95,10 @@ class Site:
         return int(json.loads(done.stdout)["value"] or 0) if done.stdout else 0
 
     def end(self) -> None:
-        """End what runs."""
+        """End what runs; a test that failed shows what was logged."""
         self.run("kill --tree --all --yes")
+        for path in sorted(self.place.glob("*-data/streamd.log")):
+            print(path.read_text())
 
 
 @contextlib.contextmanager

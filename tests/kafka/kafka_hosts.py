@@ -133,7 +133,10 @@ class Host:
 
 @contextlib.contextmanager
 def hosts(source: str, count: int, options: str = "") -> Iterator[list[Host]]:
-    """Hosts that have not been started; all that runs of them is ended at the end."""
+    """Hosts that have not been started; all that runs of them is ended at the end.
+
+    A test that fails shows what they logged.
+    """
     # Unix sockets have short paths.
     folder = Path(tempfile.mkdtemp(prefix="kh-", dir="/tmp"))
     made = [Host(folder / name, source, options) for name in "abcd"[:count]]
@@ -142,6 +145,7 @@ def hosts(source: str, count: int, options: str = "") -> Iterator[list[Host]]:
     finally:
         for host in made:
             host.command("kill --tree --yes")
+            print(f"{host.place.name}:\n{host.log()}")
         shutil.rmtree(folder, ignore_errors=True)
 
 
