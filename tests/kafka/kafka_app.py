@@ -98,7 +98,7 @@ class Site:
         """End what runs; a test that failed shows what was logged."""
         self.run("kill --tree --all --yes")
         for path in sorted(self.place.glob("*-data/streamd.log")):
-            print(path.read_text())
+            sys.stdout.write(path.read_text())
 
 
 @contextlib.contextmanager

@@ -145,7 +145,7 @@ def hosts(source: str, count: int, options: str = "") -> Iterator[list[Host]]:
     finally:
         for host in made:
             host.command("kill --tree --yes")
-            print(f"{host.place.name}:\n{host.log()}")
+            sys.stdout.write(f"{host.place.name}:\n{host.log()}\n")
         shutil.rmtree(folder, ignore_errors=True)
 
 
