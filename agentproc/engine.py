@@ -12,6 +12,7 @@ Everything here runs on the loop's thread. The broker does its waiting in thread
 import asyncio
 import inspect
 import logging
+import sys
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -34,12 +35,13 @@ from streamd.agentproc.broker import (
 from streamd.agentproc.delivery import Actor, Feed, Sent
 from streamd.agentproc.errand import Errand
 from streamd.agentproc.exits import ExitAsked
+from streamd.agentproc.letters import dead_letter
 from streamd.agentproc.outbox import new_lanes, outputs_of
 from streamd.agentproc.replying import refuse, reply, text_of
 from streamd.agentproc.routing import place_of
 from streamd.agentproc.runs import Run
 from streamd.agentproc.statistics import Statistics
-from streamd.agentproc.trials import RETRY_MAX_S, Trial, Trials, dead_letter, stopped
+from streamd.agentproc.trials import RETRY_MAX_S, Trial, Trials, stopped
 from streamd.agents import CORRELATION_ID, REPLY_TO, Agent, AgentFailed
 from streamd.app import App
 from streamd.codecs import Codec
@@ -592,7 +594,9 @@ class Engine:
         """Settle the event at `run.cursor` untried; all that is left of it is a dead letter."""
         index, name = run.cursor, actor.agent.name
         if not trial.skip:
-            self.letters.append(dead_letter(run, index, name, trial, self.app.dead_letters))
+            topic = self.app.dead_letters
+            most_bytes = self.session.topic_limits.get(topic, sys.maxsize)
+            self.letters.append(dead_letter(run, index, name, trial, topic, most_bytes))
             self._statistics.dead_letters += 1
             log.error(
                 "%s@%d of agent %s goes to the dead letters: %s (%s)",

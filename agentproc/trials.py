@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamd.agentproc.broker import TP, Output
+from streamd.agentproc.broker import TP
 from streamd.agents import Agent
 from streamd.config import Settings
 from streamd.errors import StreamdError
@@ -103,23 +103,6 @@ class Trials:
 
 def _pause(pause_s: float) -> str:
     return f"{pause_s * 1000:.0f} ms" if 0.0 < pause_s < 0.1 else f"{pause_s:.1f} s"
-
-
-def dead_letter(run: "Run", index: int, agent: str, trial: Trial, topic: str) -> Output:
-    """The record that tells of an event that was given up: its bytes, and why in headers."""
-    headers = [
-        ("streamd-reason", (trial.refused or "").encode()),
-        ("streamd-error", trial.error.encode()),
-        ("streamd-agent", agent.encode()),
-        ("streamd-topic", run.tp.topic.encode()),
-        ("streamd-partition", str(run.tp.partition).encode()),
-        ("streamd-offset", str(run.positions[index]).encode()),
-        ("streamd-tries", str(trial.tries).encode()),
-        *(run.headers[index] if run.headers is not None else []),
-    ]
-    return Output(
-        TP(topic, 0), [run.raw_keys[index]], [run.raw_values[index]], [time.time()], [headers]
-    )
 
 
 def stopped(agent: str, place: str, error: str) -> StreamdError:
