@@ -181,7 +181,7 @@ class Poller(threading.Thread):
                 while self._consumer.assignment() and time.monotonic() < deadline:
                     self._consumer.poll(0.05)
             self._consumer.close()
-        except (KafkaException, RuntimeError) as error:
+        except (KafkaException, RuntimeError, StreamdError) as error:
             log.warning("the consumer did not close: %s", error)
 
     def _read(self) -> list[Message]:
@@ -371,9 +371,10 @@ class Poller(threading.Thread):
     # Rebalances, inside `poll`.
 
     def _on_assign(self, consumer: Consumer, gained: list[TopicPartition]) -> None:
-        # An offset of ours is given here only so that none is asked for: it is read after a
-        # seek, once it is known what it has.
-        places = [TopicPartition(place.topic, place.partition, 0) for place in gained]
+        # It is read after a seek, once it is known what it has. Until then the end is named,
+        # which is always there: a fetch from before the log begins would stop the partition
+        # for good, and no seek in it succeeds any more.
+        places = [TopicPartition(place.topic, place.partition, OFFSET_END) for place in gained]
         if self._together:
             consumer.assign(places)
         else:

@@ -7,6 +7,7 @@ import time
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
@@ -26,7 +27,7 @@ from kafka_sessions import (
 from streamd import failpoints
 from streamd.agentproc.broker import TP, Checkpoint, Output, TableChange
 from streamd.agentproc.kafka.markers import Incarnation
-from streamd.agentproc.kafka.packs import index_of
+from streamd.agentproc.kafka.packs import index_of, position_of
 from streamd.agentproc.kafka.producing import Row
 from streamd.errors import BrokerError, BrokerLost, ConfigError, Fenced
 
@@ -62,6 +63,35 @@ def test_reading_goes_on_in_the_middle_of_a_pack_and_of_one_events_records(kafka
         async with place.reader() as session:
             await read_nothing(session)
         assert got == VALUES
+
+    run(body)
+
+
+def test_reading_begins_wherever_the_log_begins(kafka: str) -> None:
+    # A partition is assigned before it is known where it is read: what the client may fetch
+    # until then is a matter of chance, so it is tried several times.
+    place = Place(kafka, partitions=8)
+    producer = Producer({"bootstrap.servers": kafka})
+    admin = AdminClient({"bootstrap.servers": kafka})
+
+    def send() -> None:
+        for partition in range(8):
+            producer.produce(place.words, b"plain", partition=partition)
+        producer.flush(30)
+
+    async def body() -> None:
+        async with place.reader() as session:
+            send()
+            await read(session, 8)
+            for partition in range(8):
+                await session.commit(settled(place, position_of(1), partition))
+        begins = [TopicPartition(place.words, partition, 1) for partition in range(8)]
+        trimmed = admin.delete_records(begins)
+        assert [begin.result(30).low_watermark for begin in trimmed.values()] == [1] * 8
+        for times in range(1, 7):
+            async with place.reader() as session:
+                send()
+                assert len(values_of(await read(session, 8 * times))) == 8 * times
 
     run(body)
 
