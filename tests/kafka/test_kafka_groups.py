@@ -69,7 +69,7 @@ def test_a_killed_process_gets_its_partitions_back_and_nobody_else_is_moved(
     for partition in mine["partitions"]:
         assert others["pid"] not in owners[partition]
     assert running.longest_pause_s(others["partitions"], killed_at) < SESSION_S / 2
-    assert running.a.processes()["count#0"]["partitions"] == mine["partitions"]
+    eventually(lambda: running.a.processes()["count#0"]["partitions"] == mine["partitions"])
 
 
 def test_more_processes_share_the_partitions_and_fewer_take_them_over_at_once(
@@ -94,10 +94,10 @@ def test_a_reload_replaces_one_process_after_the_other(running: Running) -> None
     before = {name: running.a.pid(name) for name in ("count#0", "count#1")}
     done = running.a.command("reload")
     assert done.returncode == 0, done.stderr
+    # What is asked may be as it was a second ago.
+    eventually(lambda: all(running.a.pid(name) != pid for name, pid in before.items()))
     running.settled(4)
     running.flows(time.monotonic())
-    after = {name: running.a.pid(name) for name in before}
-    assert not before.items() & after.items(), done.stderr + running.a.log()
 
 
 def test_a_second_host_takes_its_share_and_gives_it_back_when_it_stops(
