@@ -374,6 +374,7 @@ class Process:
             busy_with=[line for engine in engines for line in engine.busy_with()],
             waits_for=self._broker.waits_for if self._broker is not None else "",
             client=self._broker.client_figures() if self._broker is not None else {},
+            standby=self._broker.standby() if self._broker is not None else [],
         )
 
     def _tell(self, message: Message) -> None:

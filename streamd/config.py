@@ -84,7 +84,7 @@ NO_EFFECT = {
             " aerospike_sleep_seconds_between_retries_on_exception stream_ack_cancelled_tasks"
             " stream_ack_exceptions stream_publish_on_commit stream_recovery_delay"
             " stream_wait_empty recovery_consistency_check table_key_index_size"
-            " table_standby_replicas num_standby_replicas topic_disable_leader id_format web"
+            " topic_disable_leader id_format web"
             " web_in_thread web_application_options web_transport web_stats_enabled"
             " web_graph_enabled web_router_enabled web_tables_enabled web_metrics_enabled"
             " canonical_url worker_redirect_stdouts worker_redirect_stdouts_level"
@@ -138,6 +138,7 @@ ALIASES = {
     "origin": "app_origin",
     "client_id": "broker_client_id",
     "ssl_context": "broker_credentials",
+    "num_standby_replicas": "table_standby_replicas",
 }
 """Other names of Faust's, and the name that is meant."""
 
@@ -384,6 +385,12 @@ class Settings:
         option=None,
     )
 
+    table_standby_replicas = Setting(
+        COUNT,
+        0,
+        "On how many further hosts each partition of a table is followed on Kafka, so that "
+        "they take over without reading its changelog.",
+    )
     broker_group_protocol = Setting(
         choice("classic", "consumer"),
         "classic",

@@ -272,6 +272,14 @@ class Owns(Message):
     scattered: list[str] = []  # tables with keys outside of the partition they hash to
 
 
+class StandbyRow(Message):
+    """A partition of a table that another host has and this process follows."""
+
+    table: str
+    partition: int
+    behind: int | None  # records of its changelog that are not read; None: not known yet
+
+
 class Stats(Message):
     """A process's counters, each second; totals since it started."""
 
@@ -287,6 +295,7 @@ class Stats(Message):
     busy_with: list[str]  # "count_words: proj-posts[3]@1042 for 2.1 s", the longest first
     waits_for: str = ""  # a cluster that is away, a long recovery
     client: dict[str, float] = {}  # on Kafka, what its clients count of themselves
+    standby: list[StandbyRow] = []
 
 
 class Note(Message):

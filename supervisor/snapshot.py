@@ -112,6 +112,7 @@ class Snapshots:
             "groups": self._groups(),
             "agents": self._agents(events, behind),
             "tables": self._tables(),
+            "standby": self._standby(),
             "lag": self._lag(),
             "history": list(self._history),
             "events_log": self._registry.events[-SHOWN_EVENTS:],
@@ -321,6 +322,21 @@ class Snapshots:
                 "help": table.help,
             }
             for table in (hello.tables if hello else ())
+        ]
+
+    def _standby(self) -> list[dict[str, Any]]:
+        """The partitions of tables that processes here follow, and another host has."""
+        return [
+            {
+                "table": row.table,
+                "group": child.group,
+                "partition": row.partition,
+                "process": child.name,
+                "behind": row.behind,
+            }
+            for child in self._fleet.agents
+            if child.run and child.run.stats
+            for row in child.run.stats.standby
         ]
 
 

@@ -73,6 +73,11 @@ def render(snapshot: Mapping[str, Any], streams: int) -> bytes:
     )  # fmt: skip
     table = {"table": "name", "group": "group"}
     each("table_keys", "gauge", "tables", table, "keys", "Keys held.")
+    copy = {name: name for name in ("group", "table", "partition", "process")}
+    each(
+        "standby_behind_records", "gauge", "standby", copy, "behind",
+        "Records of a table's changelog that are not in the copy of another host's partition.",
+    )  # fmt: skip
     process = {"process": "name", "group": "group"}
     each("process_cpu_percent", "gauge", "processes", process, "cpu_percent", "CPU used.")
     each("process_resident_bytes", "gauge", "processes", process, "rss_bytes", "Memory held.")

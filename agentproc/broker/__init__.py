@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from streamd.wire import StandbyRow
+
 INDEX_BITS = 10
 
 Headers = list[tuple[str, bytes]]
@@ -226,6 +228,9 @@ class Broker(Protocol):
 
     def client_figures(self) -> dict[str, float]:
         """What its clients count of themselves, by name; empty where there are none."""
+
+    def standby(self) -> list[StandbyRow]:
+        """The partitions of other hosts that its sessions follow; none where there is one."""
 
     def session(self, subscription: Subscription, holder: Holder | None = None) -> Session:
         """A session that is not open yet.

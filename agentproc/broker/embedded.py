@@ -30,7 +30,7 @@ from streamd.agentproc.broker.bell import drain, listen
 from streamd.agentproc.broker.reader import Reader
 from streamd.agentproc.broker.writer import Claim, Writer
 from streamd.failpoints import failpoint
-from streamd.wire import GroupInfo, TableInfo, TopicInfo
+from streamd.wire import GroupInfo, StandbyRow, TableInfo, TopicInfo
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,10 @@ class EmbeddedBroker:
     def client_figures(self) -> dict[str, float]:
         """See `streamd.agentproc.broker.Broker`."""
         return {}
+
+    def standby(self) -> list[StandbyRow]:
+        """See `streamd.agentproc.broker.Broker`."""
+        return []
 
     def session(
         self, subscription: Subscription, holder: Holder | None = None

@@ -22,7 +22,7 @@ from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.leading import Leading
 from streamd.agentproc.kafka.session import KafkaSession
 from streamd.config import Settings
-from streamd.wire import TopicInfo
+from streamd.wire import StandbyRow, TopicInfo
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,10 @@ class KafkaBroker:
     def client_figures(self) -> dict[str, float]:
         """See `streamd.agentproc.broker.Broker`."""
         return self.figures.sums()
+
+    def standby(self) -> list[StandbyRow]:
+        """See `streamd.agentproc.broker.Broker`."""
+        return [row for session in self._open for row in session.standby()]
 
     def ensure(
         self, wanted: Iterable[topics.Wanted], seen: Iterable[str] = ()

@@ -22,7 +22,7 @@ from streamd.agentproc.broker import (
 from streamd.agentproc.broker.beginning import beginning
 from streamd.errors import BrokerError, ConfigError, Fenced
 from streamd.failpoints import failpoint
-from streamd.wire import GroupInfo, TableInfo, TopicInfo
+from streamd.wire import GroupInfo, StandbyRow, TableInfo, TopicInfo
 
 
 @dataclass(slots=True)
@@ -62,6 +62,10 @@ class MemoryBroker:
     def client_figures(self) -> dict[str, float]:
         """See `streamd.agentproc.broker.Broker`."""
         return {}
+
+    def standby(self) -> list[StandbyRow]:
+        """See `streamd.agentproc.broker.Broker`."""
+        return []
 
     def session(
         self, subscription: Subscription, holder: Holder | None = None

@@ -1,6 +1,7 @@
 """Who has what of a group on all hosts, as the cluster says it.
 
-A member's client id carries where it can be asked: `{gateway};{group};{slot}`.
+A member's client id carries where it can be asked, and on which host it is:
+`{gateway};{group};{slot};{installation}`.
 """
 
 import asyncio
@@ -19,19 +20,28 @@ JOIN_S = 30.0
 LOOK_S = 3.0
 
 
-def client_id(gateway: str, group: str, slot: int) -> str:
+def client_id(gateway: str, group: str, slot: int, installation: str) -> str:
     """What a member of a group calls itself."""
-    return f"{gateway};{group};{slot}"
+    return f"{gateway};{group};{slot};{installation}"
 
 
 def gateway_of(client_id: str) -> str:
     """Where its host is asked; "" of a member that is none of ours.
 
-    >>> gateway_of("10.0.0.2:6066;count;1"), gateway_of("rdkafka")
+    >>> gateway_of("10.0.0.2:6066;count;1;3f2a"), gateway_of("rdkafka")
     ('10.0.0.2:6066', '')
     """
     gateway, _, rest = client_id.partition(";")
     return gateway if rest else ""
+
+
+def installation_of(client_id: str) -> str:
+    """Which host it is on; gateways may be called the same on all of them.
+
+    >>> installation_of("127.0.0.1:6066;count;1;3f2a")
+    '3f2a'
+    """
+    return client_id.rpartition(";")[2]
 
 
 def describe(admin: AdminClient, group: str) -> Described:

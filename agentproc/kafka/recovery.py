@@ -115,6 +115,8 @@ class Recovery:
         self._progress = progress
         self._handed = handed
         self._consumer = Consumer(options)
+        self.stored_rows = 0  # that were found in stores
+        self.read_rows = 0  # that were read from changelogs
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -296,6 +298,7 @@ class Recovery:
         rows, unread = self._stored(before, extents)
         late: dict[TP, set[bytes]] = {}
         for tp, records in self._records(unread, "rows"):
+            self.read_rows += len(records)
             marker, changes = before[tp.partition], rows[tp].changes
             start = marker.starts.get(tp.topic, 0)
             if records[-1].offset() < start:
@@ -307,7 +310,7 @@ class Recovery:
             first, last = marker.incarnation.stamp(0), marker.incarnation.stamp(marker.number)
             for record in records:
                 key, value = record.key(), record.value()
-                stamp = _stamp_of(record.headers()) if value is None else value[:STAMP_BYTES]
+                stamp = stamp_of(record.headers()) if value is None else value[:STAMP_BYTES]
                 if record.offset() < start or first <= stamp <= last:
                     changes[key] = None if value is None else value[STAMP_BYTES:]
                 else:
@@ -332,6 +335,7 @@ class Recovery:
                 self._progress(f"reads its stores: {100 * count / len(extents):.0f} %")
             if known := self._local.known(tp, before[tp.partition], low, high):
                 rows[tp].stored = known.rows
+                self.stored_rows += len(known.rows)
                 unread[tp] = Extent(known.offset, high)
         return rows, unread
 
@@ -444,7 +448,8 @@ def _stamped(value: bytes | None, incarnation: Incarnation) -> bytes | None:
     return None if value is None else incarnation.stamp(0) + value
 
 
-def _stamp_of(headers: list[tuple[str, bytes]] | None) -> bytes:
+def stamp_of(headers: list[tuple[str, bytes]] | None) -> bytes:
+    """The stamp of a deleted row; b"" where it has none (pure)."""
     return next((value for name, value in headers or () if name == STAMP_HEADER), b"")
 
 

@@ -6,6 +6,7 @@ Partitions come and go: `Holder` is told, and settles what it has before they go
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from streamd.agentproc.broker import (
 )
 from streamd.agentproc.kafka import beginning, declaring, members, options, topics
 from streamd.agentproc.kafka.appending import Appender
+from streamd.agentproc.kafka.choosing import followed
 from streamd.agentproc.kafka.limits import limits_of
 from streamd.agentproc.kafka.markers import (
     Marker,
@@ -41,11 +43,13 @@ from streamd.agentproc.kafka.progress import Progress
 from streamd.agentproc.kafka.reading import Read
 from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
 from streamd.agentproc.kafka.sources import Tracer
+from streamd.agentproc.kafka.standby import FETCH_MS, Standby
 from streamd.agentproc.kafka.storing import LocalTables
 from streamd.agentproc.kafka.watching import Ends
 from streamd.agentproc.store.rows import Rows
 from streamd.errors import BrokerError, Fenced, StreamdError
 from streamd.failpoints import failpoint
+from streamd.wire import StandbyRow
 
 if TYPE_CHECKING:
     from streamd.agentproc.broker.kafka import KafkaBroker
@@ -116,6 +120,8 @@ class KafkaSession:
         self._count = 0  # of the group's partitions
         self._is_new = True  # partitions have come, and nobody has looked at all of them
         self._looking: asyncio.Task[None] | None = None
+        self._standby: Standby | None = None
+        self._choosing: asyncio.Task[None] | None = None
 
     # Opening.
 
@@ -154,6 +160,7 @@ class KafkaSession:
             self._looking = loop.create_task(self._look_for_unread(), name="unread")
         if self._local is not None:
             self._keeping = loop.create_task(self._keep(self._local))
+            self._follow_others(self._local.topic_ids)
 
     async def _keep(self, local: LocalTables) -> None:
         try:
@@ -208,8 +215,8 @@ class KafkaSession:
         return f"{sub.app_id}/{sub.group}/{self._broker.installation}/{sub.slot}"
 
     def _name(self) -> str:
-        sub = self._subscription
-        return members.client_id(self._broker.gateway, sub.group, sub.slot)
+        broker, sub = self._broker, self._subscription
+        return members.client_id(broker.gateway, sub.group, sub.slot, broker.installation)
 
     def _member_options(self, together: bool) -> options.Options:
         broker = self._broker
@@ -251,11 +258,41 @@ class KafkaSession:
                 unread = []
             before = unread
 
+    def _follow_others(self, topic_ids: dict[str, str]) -> None:
+        """Follow what this session is to follow of other hosts' partitions, from now on."""
+        broker = self._broker
+        if not broker.settings.table_standby_replicas or broker.stores is None:
+            return
+        reader = options.reader(
+            broker.reach, f"{self._group}.standby", fetch_wait_max_ms=FETCH_MS
+        )
+        follower = Standby(reader, self._home, broker.stores, broker.admin, topic_ids)
+        follower.start()
+        self._standby = follower
+        self._choosing = asyncio.create_task(self._choose(follower), name="standbys")
+
+    async def _choose(self, follower: Standby) -> None:
+        broker, copies = self._broker, self._broker.settings.table_standby_replicas
+        while True:
+            if not broker.health.is_away:
+                with contextlib.suppress(BrokerError):
+                    found = await asyncio.to_thread(members.describe, broker.admin, self._group)
+                    if found.settled:
+                        mine = {*self.partitions, *self.recovering}
+                        follower.follow(followed(found, self._name(), copies) - mine)
+            await asyncio.sleep(members.LOOK_S)
+
+    def standby(self) -> list[StandbyRow]:
+        """What it follows, and how far behind that is."""
+        return self._standby.rows if self._standby is not None else []
+
     async def _gain(self, tps: set[TP]) -> None:
         async with self._rebalancing:
             partitions = self.recovering = sorted({tp.partition for tp in tps})
             if self._holder is not None and partitions:
                 self._holder.recovers()
+            if self._standby is not None:
+                await self._standby.release(partitions)
             taken = await self._in_thread(self._recovering, self._recover, partitions)
             for partition in partitions:
                 self._begin_with(partition, taken[partition])
@@ -284,7 +321,14 @@ class KafkaSession:
             reader, self._home, self._put, health, self._says, self._handed_over, self._local
         )
         try:
-            return recovery.take(partitions)
+            taken = recovery.take(partitions)
+            if self._home.changelogs:
+                log.info(
+                    "group %s takes partitions %s over: %d rows from stores, %d records read",
+                    self._subscription.group, partitions, recovery.stored_rows,
+                    recovery.read_rows,
+                )  # fmt: skip
+            return taken
         finally:
             recovery.close()
             health.doing("recovery", "")
@@ -562,8 +606,12 @@ class KafkaSession:
             assert self._local is not None
             await self._save(self._local, wanted=True)
             await self._local.close()
-        if self._looking is not None:
-            self._looking.cancel()
+        for task in (self._looking, self._choosing):
+            if task is not None:
+                task.cancel()
+        if self._standby is not None:
+            self._standby.end()
+            await asyncio.to_thread(self._standby.join, CLOSE_S)
         poller, self._poller = self._poller, None
         if poller is not None:
             poller.end(leave)

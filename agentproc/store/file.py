@@ -4,8 +4,9 @@ Rows and mark are written in one transaction, so a file that can be read is righ
 mark; which rows a mark stands for, and whether it counts, its reader decides. A power cut takes
 the last marks back, never a part of one.
 
-One process has a store at a time (flock on a file beside it). Everything here blocks, and is
-called by one thread at a time.
+One process has a store at a time (flock on a file beside it). Who waits for it shows that by a
+lock on the first byte of that file, so that one who can do without it lets go. Everything here
+blocks, and is called by one thread at a time.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 APPLICATION_ID = 0x73747374  # "stst"
 FORMAT = 1
 INSERT_ROWS = 500  # by one statement: each one lets go of the interpreter, and must get it back
-LOCK_S = 1.0  # whoever had the store before is about to end
+LOCK_S = 2.0  # whoever had the store before is about to end, or sees that it is wanted
 _COMPANIONS = ("", "-wal", "-shm", "-journal")
 
 _TABLES = """
@@ -56,34 +57,48 @@ class StoreFile:
 
     Args:
         name: Of the file, in `folder`; says which partition it holds.
+        patience_s: How long to wait for another process that has it.
 
     Raises:
-        StoreHeld: Another process has it, for longer than a moment.
+        StoreHeld: Another process has it all that time.
         OSError, apsw.Error: It cannot be made.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, patience_s: float = LOCK_S) -> None:
         self.path = folder / f"{name}.db"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(folder / f"{name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
         self._db: apsw.Connection | None = None
         try:
-            self._take_lock()
+            self._take_lock(patience_s)
             self.mark = self._open()
         except BaseException:
             self.close()
             raise
 
-    def _take_lock(self) -> None:
-        deadline = time.monotonic() + LOCK_S
+    def _take_lock(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                break
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                if time.monotonic() >= deadline:
                     raise StoreHeld(f"another process has {self.path.name}") from None
+                # Another one may be waiting, too, or looking at this moment.
+                with contextlib.suppress(OSError):
+                    fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
                 time.sleep(0.01)
+        fcntl.lockf(self._lock, fcntl.LOCK_UN, 1)
+
+    def is_wanted(self) -> bool:
+        """Does another process wait for it?"""
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except OSError:
+            return True
+        fcntl.lockf(self._lock, fcntl.LOCK_UN, 1)
+        return False
 
     def _open(self) -> Mark | None:
         try:

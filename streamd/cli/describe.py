@@ -144,25 +144,31 @@ topics_command = Command("topics", callback=topics, help=topics.__doc__, params=
 def tables(name: str | None) -> None:
     """List tables: group, keys, partitions."""
     hello, _ = talk.wait(hello_of(given()))
-    figures = _rows_by_name("tables")
+    snapshot: Any = talk.wait(figures_of(given()))
+    figures = {row["name"]: row for row in snapshot.get("tables", ())}
+    behind: dict[str, list[int | None]] = {table.name: [] for table in hello.tables}
+    for copy in snapshot.get("standby", ()):
+        behind[copy["table"]].append(copy["behind"])
     rows = [
         {
             "name": table.name,
             "group": table.group,
             "keys": figures.get(table.name, {}).get("keys"),
             "partitions": table.partitions,
+            "standby": len(behind[table.name]),
+            "behind": sum(count or 0 for count in behind[table.name]),
             "key": table.key_type,
             "value": table.value_type,
             "help": table.help,
         }
         for table in hello.tables
     ]
-    show(
-        "tables",
-        one_or_all(rows, name, "table"),
-        ["name", "group", "keys", "partitions", "key", "value", "help"],
-        right=("keys", "partitions"),
-    )
+    shown = ["name", "group", "keys", "partitions", "key", "value", "help"]
+    right = ["keys", "partitions"]
+    if any(behind.values()):
+        shown[4:4] = ["standby", "behind"]
+        right += ["standby", "behind"]
+    show("tables", one_or_all(rows, name, "table"), shown, tuple(right))
 
 
 tables_command = Command("tables", callback=tables, help=tables.__doc__, params=[_argument()])

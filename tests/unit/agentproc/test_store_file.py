@@ -4,6 +4,9 @@ import asyncio
 import fcntl
 import itertools
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +105,32 @@ def test_two_never_have_one_store(store: StoreFile) -> None:
     with pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(lock)
+    store.close()
+
+
+WANTS = """
+import sys
+from pathlib import Path
+from streamd.agentproc.store.file import StoreFile
+StoreFile(Path(sys.argv[1]), sys.argv[2], patience_s=60).close()
+"""
+
+
+def test_who_waits_for_a_store_is_seen_by_who_has_it(store: StoreFile) -> None:
+    assert not store.is_wanted()
+    with pytest.raises(StoreHeld):
+        StoreFile(store.path.parent, store.path.stem, patience_s=0)
+    command = [sys.executable, "-c", WANTS, str(store.path.parent), store.path.stem]
+    with subprocess.Popen(command) as other:
+        deadline = time.monotonic() + 30
+        while not store.is_wanted():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        store.close()
+        assert other.wait(30) == 0
+
+    store = StoreFile(store.path.parent, store.path.stem)
+    assert not store.is_wanted()
     store.close()
 
 
