@@ -142,7 +142,12 @@ def run_on_kafka(
     began_at = time.monotonic()
     chance = random.Random(seed)
     weights = {name: n for name, n in ATTACKS.items() if not only or name in only}
-    settings = {**SETTINGS, "STREAMD_PROCESSING_GUARANTEE": guarantee}
+    settings = {
+        **SETTINGS,
+        "STREAMD_PROCESSING_GUARANTEE": guarantee,
+        # Half of the runs: a copy on the other host must never be more than what counts.
+        "STREAMD_TABLE_STANDBY_REPLICAS": str(seed % 2),
+    }
     with (
         instance(cluster.bootstrap, settings) as made,
         tempfile.TemporaryDirectory(prefix="sc-") as folder,

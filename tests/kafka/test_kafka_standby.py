@@ -2,25 +2,30 @@
 
 import asyncio
 import re
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 from kafka_clients import unique
+from kafka_hosts import Feeder, Host, Trace, eventually, hosts, traced_app
 
 from streamd.agentproc.broker import Checkpoint, Subscription, TableChange
 from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka.session import KafkaSession
 from streamd.config import resolve
 
-GUARANTEES = ["at_least_once", "exactly_once"]
 WITHIN_S = 60.0
+SESSION_S = 2.0
 KEYS = 3000
 
 Rows = dict[bytes, bytes]
 
 
-class Host:
+class Member:
     """One process of an app on a host of its own: holds what its session gains."""
 
     def __init__(self, app: "App", name: str) -> None:
@@ -31,7 +36,7 @@ class Host:
         self.session: KafkaSession = broker.session(sub, self)
         self.parts: dict[int, Rows] = {}
 
-    async def open(self) -> "Host":
+    async def open(self) -> "Member":
         await self.session.open()
         await self.gain(self.session.partitions)
         return self
@@ -80,7 +85,7 @@ class App:
         self.place = place
         options = {
             "id": self.id, "broker": f"kafka://{kafka}", "topic_partitions": 2,
-            "processing_guarantee": guarantee, "broker_session_timeout": 2.0,
+            "processing_guarantee": guarantee, "broker_session_timeout": 1.0,
             "table_standby_replicas": 1,
         }  # fmt: skip
         self.settings = resolve(options, {}, None, {})
@@ -92,6 +97,13 @@ async def until(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
+def spoil(store: Path, id: str) -> None:
+    """Files that are no stores, in the places of both partitions."""
+    store.mkdir()
+    for partition in (0, 1):
+        (store / f"{id}-table-changes-{partition}.db").write_bytes(b"no database" * 1000)
+
+
 def key(number: int) -> bytes:
     return b"%d" % number
 
@@ -101,9 +113,8 @@ def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamd.agentproc.kafka.members.LOOK_S", 0.3)
 
 
-@pytest.mark.parametrize("guarantee", GUARANTEES)
 def test_who_takes_over_reads_only_what_its_copy_had_not_read(
-    kafka: str, tmp_path: Path, guarantee: str, caplog: pytest.LogCaptureFixture
+    kafka: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
 
@@ -113,13 +124,14 @@ def test_who_takes_over_reads_only_what_its_copy_had_not_read(
         return [(int(stored), int(read)) for stored, read in found]
 
     async def main() -> None:
-        app = App(kafka, tmp_path, guarantee)
-        a = await Host(app, "a").open()
+        app = App(kafka, tmp_path, "exactly_once")
+        a = await Member(app, "a").open()
         for partition in (0, 1):
             await a.write(partition, {key(n): b"1" for n in range(KEYS)})
             await a.write(partition, {key(n): None for n in range(100)})
         expected = {key(n): b"1" for n in range(100, KEYS)}
-        b = await Host(app, "b").open()
+        spoil(app.place / "b", app.id)
+        b = await Member(app, "b").open()
         await until(lambda: len(a.parts) == len(b.parts) == 1)
         [mine], [its] = a.parts, b.parts
         await until(lambda: b.follows(mine) and a.follows(its))
@@ -141,7 +153,71 @@ def test_who_takes_over_reads_only_what_its_copy_had_not_read(
 
         assert b.parts[mine] == expected | tail
         assert taken()[before] == (len(expected), len(tail))
+        assert caplog.text.count("made anew: it cannot be read") == 2
         await a.session.close()
         await b.session.close()
 
     asyncio.run(main())
+
+
+def test_a_host_that_dies_is_followed_within_a_session_and_nothing_is_lost_or_doubled(
+    kafka: str, tmp_path: Path
+) -> None:
+    id = unique("standby")
+    trace = Trace(tmp_path / "trace")
+    source = traced_app(kafka, id, tmp_path / "trace").replace(
+        "topic_partitions=4", "topic_partitions=4, table_standby_replicas=1"
+    )
+    keys = 8000
+    with hosts(source, 2) as (a, b):
+        for host in (a, b):
+            host.environment["STREAMD_BROKER_SESSION_TIMEOUT"] = str(SESSION_S)
+        starts = [threading.Thread(target=host.start) for host in (a, b)]
+        for start in starts:
+            start.start()
+        for start in starts:
+            start.join()
+        eventually(lambda: [len(host.partitions("count")) for host in (a, b)] == [2, 2])
+        fill(kafka, f"{id}-words", keys)
+        eventually(lambda: held(a) + held(b) == keys and follows(a) == follows(b) == 2)
+        assert re.search(r"counts +count +\S+( \d+)? +4 +2 +0 ", b.command("tables").stdout)
+        assert "streamd_standby_behind_records{" in metrics(b)
+        lost = a.partitions("count")
+
+        with Feeder(kafka, f"{id}-words") as feeder:
+            eventually(lambda: min(feeder.counts.values()) > 2)
+            a.crash()
+            died_at = time.monotonic()
+            eventually(lambda: {e.partition for e in trace.events(died_at + 0.5)} >= set(lost))
+            took_s = time.monotonic() - died_at
+        assert took_s < 3 * (SESSION_S + 2)
+        eventually(lambda: held(b) == keys + len(feeder.counts))
+        for word, count in feeder.counts.items():
+            eventually(lambda: b.get(f"/count/{word}/", b.web) == (200, {"count": count}))  # noqa: B023
+        taken = re.findall(r"over: ([1-9]\d*) rows from stores, (\d+) records", b.log())
+        assert len(taken) in (1, 2), taken
+        stored, read = (sum(map(int, counts)) for counts in zip(*taken, strict=True))
+        assert stored > keys / 3
+        assert read < keys / 10
+
+
+def fill(kafka: str, topic: str, keys: int) -> None:
+    """Count so many words once."""
+    producer = Producer({"bootstrap.servers": kafka, "partitioner": "murmur2_random"})
+    for number in range(keys):
+        producer.produce(topic, f'"k{number}"'.encode(), key=f"k{number}")
+    assert producer.flush(60) == 0
+
+
+def held(host: Host) -> int:
+    return sum(int(row["keys"]) for row in host.status().get("tables", []))
+
+
+def follows(host: Host) -> int:
+    """How many partitions a host has all of that the other one has."""
+    return sum(row["behind"] == 0 for row in host.status().get("standby", []))
+
+
+def metrics(host: Host) -> str:
+    with urllib.request.urlopen(f"{host.web}/metrics", timeout=20) as reply:
+        return str(reply.read().decode())
