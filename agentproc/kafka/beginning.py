@@ -7,6 +7,7 @@ committed: Faust's. Where that says nothing, it begins as the topic or the setti
 import logging
 from collections.abc import Mapping
 
+import msgspec
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -40,6 +41,25 @@ def committed(admin: AdminClient, group: str, tps: list[TP]) -> dict[TP, int]:
         log.info("%s", told)
         return {}
     return {TP(p.topic, p.partition): p.offset for p in places if p.offset >= 0}
+
+
+def forgetting(before: Marker, topics: set[str]) -> Marker:
+    """A marker without what it says of topics that are others by now (pure).
+
+    They are read from their beginning, whatever else is said of an agent's first position.
+    Nor can a gap be told in them: what was sent to the former one may be lost.
+    """
+    if not topics:
+        return before
+    start = position_of(0)
+    return msgspec.structs.replace(
+        before,
+        positions={
+            agent: {topic: start if topic in topics else at for topic, at in known.items()}
+            for agent, known in before.positions.items()
+        },
+        highs={topic: highs for topic, highs in before.highs.items() if topic not in topics},
+    )
 
 
 def first_positions(

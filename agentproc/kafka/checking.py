@@ -11,11 +11,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AclOperation,
     AdminClient,
     NewTopic,
 )
@@ -23,6 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from streamd.agentproc.kafka import options, topics
 from streamd.agentproc.kafka.health import reason_of
 from streamd.agentproc.kafka.making import Survey
+from streamd.agentproc.kafka.obstacles import lacking
 from streamd.config import Settings, broker_servers
 from streamd.errors import BrokerError
 
@@ -253,7 +252,7 @@ def _of_topics(admin: AdminClient, needs: dict[str, set[str]]) -> Iterator[str]:
         except KafkaException as error:
             yield f"topic {name!r} cannot be described: {error.args[0].str()}"
             continue
-        lacks = _lacking(granted, needs[name])
+        lacks = lacking(granted, needs[name])
         if lacks:
             yield f"topic {name!r}: no permission to {' and '.join(lacks)}"
 
@@ -285,16 +284,8 @@ def _of_groups(admin: AdminClient, groups: Iterable[str]) -> Iterator[str]:
             if error.args[0].code() in _REFUSED:
                 yield f"group {name!r}: {error.args[0].str()}"
             continue
-        if granted and (lacks := _lacking(granted, {"read"})):
+        if granted and (lacks := lacking(granted, {"read"})):
             yield f"group {name!r}: no permission to {' and '.join(lacks)}"
-
-
-def _lacking(granted: Iterable[Any] | None, needed: set[str]) -> list[str]:
-    # None: a cluster that is too old to say.
-    if granted is None:
-        return []
-    has = {AclOperation[each.name] for each in granted}
-    return sorted(word for word in needed if AclOperation[word.upper()] not in has)
 
 
 def version_of(ranges: Ranges) -> str:

@@ -79,7 +79,7 @@ class Health:
         """What this process waits for, for people; "" while all is well."""
         if self.is_away:
             return f"waits for the cluster at {self._servers}: {self._reason}"
-        return "; ".join(self._doing.values())
+        return "; ".join(dict.fromkeys(list(self._doing.values())))
 
     @property
     def trouble(self) -> str:

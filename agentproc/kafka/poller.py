@@ -57,6 +57,7 @@ class Poller(threading.Thread):
         lose, gain: Coroutine functions of the session, run on `loop`.
         take: Called on the loop with what was read.
         failed: Called on the loop with what ended this thread.
+        astray: Called on the loop where a place cannot be read from, with why.
         session_s: How long the cluster waits for a silent member.
         bound_s: How long `lose` may take before partitions are given away all the same.
         silent: Topics of which only the assignment is wanted, never a record.
@@ -73,6 +74,7 @@ class Poller(threading.Thread):
         gain: Callable[[set[TP]], Awaitable[None]],
         take: Callable[[list[Read]], None],
         failed: Callable[[BaseException], None],
+        astray: Callable[[StreamdError], None],
         health: Health,
         bound_s: float,
         session_s: float,
@@ -85,7 +87,7 @@ class Poller(threading.Thread):
         self._topics = topics
         self._loop = loop
         self._lose, self._gain = lose, gain
-        self._take, self._failed = take, failed
+        self._take, self._failed, self._astray = take, failed, astray
         self._health = health
         self._bound_s = bound_s
         self._silent = silent
@@ -94,6 +96,7 @@ class Poller(threading.Thread):
         self._seeks: dict[TP, tuple[Reading, float]] = {}  # to be made, and until when
         self._assigned: set[TP] = set()
         self._resumed: list[TP] = []  # and not asked for since
+        self._stopped: set[str] = set()  # topics that are gone
         self._room = threading.Condition()
         self._waiting_events = self._waiting_bytes = 0
         self._paused = False
@@ -124,6 +127,10 @@ class Poller(threading.Thread):
             self._waiting_events -= events
             self._waiting_bytes -= size_bytes
             self._room.notify()
+
+    def stop(self, topics: set[str]) -> None:
+        """Read nothing more of these topics until their partitions were gained anew."""
+        self._commands.append(lambda: self._stop(topics))
 
     def rejoin(self) -> None:
         """Leave the group and join it anew: all of its partitions are shared out again."""
@@ -164,6 +171,7 @@ class Poller(threading.Thread):
         )
 
     def _rejoin(self) -> None:
+        self._stopped.clear()
         self._consumer.unsubscribe()
         deadline = time.monotonic() + self._bound_s
         while self._assigned and not self._ending.is_set() and time.monotonic() < deadline:
@@ -317,19 +325,26 @@ class Poller(threading.Thread):
             case KafkaError._TRANSPORT:
                 return
             case KafkaError._AUTO_OFFSET_RESET | KafkaError.OFFSET_OUT_OF_RANGE:
-                self._fatal = BrokerLost(
+                lost: StreamdError = BrokerLost(
                     f"where this group reads on is no more on the cluster: {error.str()}",
                     remedy="`streamd check` shows the positions, `streamd reset` begins anew",
                 )
+                self._loop.call_soon_threadsafe(self._astray, lost)
             case _:
                 self._problem(error)
 
     # Commands.
 
     def _begin(self, tp: TP, turn: int, position: int, highs: Highs) -> None:
-        if tp not in self._assigned:
-            return  # it was given away meanwhile
+        if tp not in self._assigned or tp.topic in self._stopped:
+            return  # it was given away meanwhile, or is no more
         self._seek(tp, Reading(turn, position, highs))
+
+    def _stop(self, topics: set[str]) -> None:
+        self._stopped |= topics
+        for places in (self._reading, self._seeks):
+            for tp in [tp for tp in places if tp.topic in topics]:
+                del places[tp]
 
     def _seek(self, tp: TP, reading: Reading) -> None:
         """Read on from where `reading` is; what comes until then is dropped."""

@@ -7,13 +7,14 @@ in no marker is done again.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from streamd.agentproc.broker import Output
 from streamd.agentproc.kafka.health import Health
+from streamd.agentproc.kafka.obstacles import OBSTRUCTED
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.packs import count_header, cut
 from streamd.agentproc.kafka.sources import Tracer
@@ -71,6 +72,7 @@ class Writer:
 
     Args:
         packed: True for the topics that carry packs.
+        wait_writable: Blocks until topics are there and may be written to.
     """
 
     def __init__(
@@ -79,12 +81,16 @@ class Writer:
         packed: Callable[[str], bool],
         tracer: Tracer,
         health: Health,
+        wait_writable: Callable[[set[str]], None] = lambda topics: None,
     ) -> None:
         self.transactional = "transactional.id" in options
         self.tracer = tracer
         self._packed = packed
         self._health = health
         self._errors: list[str] = []
+        self._wait_writable = wait_writable
+        self._obstructed: set[str] = set()  # topics that are gone, or not permitted
+        self._topics: set[str] = set()  # of the transaction
         self._producer = Producer(
             {**options, "on_delivery": self._delivered, "error_cb": self._problem}
         )
@@ -93,9 +99,9 @@ class Writer:
 
     def commit(
         self,
-        outputs: Iterable[Output],
-        changes: Iterable[Changes],
-        markers: Iterable[Row],
+        outputs: Sequence[Output],
+        changes: Sequence[Changes],
+        markers: Sequence[Row],
         offsets: Offsets | None,
     ) -> None:
         """Make all of it durable: outputs and changes first, then markers, by which it counts.
@@ -141,12 +147,15 @@ class Writer:
 
     def _transact(
         self,
-        outputs: Iterable[Output],
-        changes: Iterable[Changes],
-        markers: Iterable[Row],
+        outputs: Sequence[Output],
+        changes: Sequence[Changes],
+        markers: Sequence[Row],
         offsets: Offsets | None,
     ) -> None:
         producer = self._producer
+        self._topics = {output.tp.topic for output in outputs}
+        self._topics |= {change.topic for change in changes}
+        self._topics |= {row.topic for row in markers}
         failpoint("kafka.before-begin")
         self._retrying("a transaction cannot begin", producer.begin_transaction)
         failpoint("kafka.after-begin")
@@ -185,7 +194,13 @@ class Writer:
                 if not cause.fatal() and (
                     cause.txn_requires_abort() or cause.code() in _REBALANCED
                 ):
-                    self._abort()
+                    try:
+                        self._abort()
+                    finally:
+                        # Tried again before, it would be refused again.
+                        if self._obstructed or cause.code() in OBSTRUCTED:
+                            self._wait_writable(self._topics)
+                            self._obstructed.clear()
                     raise BrokerError(f"{what}: {cause.str()}") from None
                 raise BrokerLost(f"{what}: {cause.str()}") from None
 
@@ -238,7 +253,7 @@ class Writer:
                 stamped = stamp + value
                 try:
                     produce(topic, stamped, key, partition)
-                except BufferError:
+                except (BufferError, KafkaException):
                     self._produce(topic, partition, key, stamped, None, None)
 
     def _put(self, rows: Iterable[Row]) -> None:
@@ -250,7 +265,7 @@ class Writer:
                 continue
             try:
                 produce(topic, value, key, partition)
-            except BufferError:
+            except (BufferError, KafkaException):
                 self._produce(topic, partition, key, value, None, None)
 
     def _produce(
@@ -277,9 +292,8 @@ class Writer:
                 self._producer.poll(_TURN_S)
                 self._check()
             except KafkaException as error:
-                raise BrokerLost(
-                    f"a record for {topic}[{partition}] is refused: {error.args[0].str()}"
-                ) from None
+                self._failed(topic, partition, error.args[0])
+                self._check()
 
     def _flush(self) -> None:
         asked_at = time.monotonic()
@@ -301,12 +315,19 @@ class Writer:
 
     def _check(self) -> None:
         if self._errors:
+            if self._obstructed:
+                # The successor of this process would fail in the same way until then.
+                self._wait_writable(self._obstructed)
             raise BrokerLost(f"a record was not written: {self._errors[0]}")
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            where = f"{message.topic()}[{message.partition()}]"
-            self._errors.append(f"{where}: {error.str()}")
+            self._failed(message.topic(), message.partition(), error)
+
+    def _failed(self, topic: str | None, partition: int | None, error: KafkaError) -> None:
+        self._errors.append(f"{topic}[{partition}]: {error.str()}")
+        if topic is not None and error.code() in OBSTRUCTED:
+            self._obstructed.add(topic)
 
     def _problem(self, error: KafkaError) -> None:
         if error.fatal():

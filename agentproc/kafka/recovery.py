@@ -25,7 +25,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamd.agentproc.broker import TP
-from streamd.agentproc.kafka.beginning import first_positions
+from streamd.agentproc.kafka.beginning import first_positions, forgetting
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.markers import (
     NOBODY,
@@ -96,6 +96,7 @@ class Recovery:
         handed: The offsets of partitions of which no marker tells, where somebody else has
             committed any.
         local: Has what is on this machine's disk.
+        ids: Of sources and changelogs: one that was made anew is another topic.
     """
 
     def __init__(
@@ -107,8 +108,10 @@ class Recovery:
         progress: Callable[[str], None],
         handed: Callable[[list[TP]], dict[TP, int]] = lambda tps: {},
         local: LocalTables | None = None,
+        ids: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._local = local
+        self._ids = ids
         self._home = home
         self._put = put
         self._health = health
@@ -158,7 +161,10 @@ class Recovery:
             TP(topic, partition) for topic in home.sources for partition in partitions
         )
         found = self._markers(ends)
-        before = {partition: newest(found[partition]) for partition in partitions}
+        before = {
+            partition: self._of_these_topics(newest(found[partition]), partition)
+            for partition in partitions
+        }
         failpoint("kafka.before-restore")
         rows, repairs = self._rows(before, tables)
         failpoint("kafka.before-repair")
@@ -199,6 +205,7 @@ class Recovery:
                 positions=first_positions(
                     before[partition], partition, home.agents, home.resets, sources, handed
                 ),
+                topics=dict(self._ids),
                 moment=time.time(),
                 over=before[partition].incarnation,
                 over_number=before[partition].number,
@@ -215,6 +222,27 @@ class Recovery:
         failpoint("kafka.after-claim")
         self._drop_rivals(taken, ends, found)
         return taken
+
+    def _of_these_topics(self, before: Marker, partition: int) -> Marker:
+        """What counts of it where topics were deleted and made anew since.
+
+        Raises:
+            ConfigError: A table's rows went with its changelog.
+        """
+        anew = {topic for topic, id in before.topics.items() if self._ids.get(topic, id) != id}
+        for table, topic in self._home.changelogs.items():
+            if topic in anew and before.positions:
+                raise ConfigError(
+                    f"topic {topic!r} was deleted and made anew: the rows of table {table!r} "
+                    "are gone, and the group is further than its first event",
+                    remedy="`streamd reset` makes them again of what the topics still hold",
+                )
+        for topic in sorted(anew.intersection(self._home.sources)):
+            log.warning(
+                "%s[%d] was deleted and made anew; it is read from its beginning",
+                topic, partition,
+            )  # fmt: skip
+        return forgetting(before, anew)
 
     def _refuse_unknown(
         self,

@@ -26,6 +26,7 @@ from streamd.agentproc.broker import (
     Subscription,
 )
 from streamd.agentproc.kafka import beginning, declaring, members, options, topics
+from streamd.agentproc.kafka.access import Access
 from streamd.agentproc.kafka.appending import Appender
 from streamd.agentproc.kafka.choosing import followed
 from streamd.agentproc.kafka.limits import limits_of
@@ -93,6 +94,8 @@ class KafkaSession:
             subscription.agents,
             subscription.resets,
         )
+        kept = [*self._home.changelogs.values(), self._home.markers]
+        self._access = Access(broker, group, self._topics, kept)
         self._tracer = Tracer()
         self._markers: dict[int, Marker] = {}  # partition -> the newest
         self._rows: dict[tuple[str, int], Rows] = {}  # recovered, not yet loaded
@@ -120,6 +123,7 @@ class KafkaSession:
         self._count = 0  # of the group's partitions
         self._is_new = True  # partitions have come, and nobody has looked at all of them
         self._looking: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._standby: Standby | None = None
         self._choosing: asyncio.Task[None] | None = None
 
@@ -144,6 +148,7 @@ class KafkaSession:
             gain=self._gain,
             take=self._take,
             failed=self._failed,
+            astray=self._access.look_soon,
             health=self._broker.health,
             bound_s=self._broker.settings.grace,
             session_s=self._broker.settings.broker_session_timeout,
@@ -158,9 +163,24 @@ class KafkaSession:
         await self._opened
         if broker.settings.broker_group_protocol == "classic":
             self._looking = loop.create_task(self._look_for_unread(), name="unread")
+        self._watching = loop.create_task(self._watch(), name="topics")
         if self._local is not None:
             self._keeping = loop.create_task(self._keep(self._local))
             self._follow_others(self._local.topic_ids)
+
+    async def _watch(self) -> None:
+        assert self._poller is not None
+        try:
+            await self._access.watch(self._held, self._poller.stop, self._poller.rejoin)
+        except Exception as error:
+            self._failed(error)
+
+    def _held(self) -> set[tuple[str, str]]:
+        """The sources as they were when their partitions were taken over, and their ids."""
+        return {
+            each for marker in self._markers.values() for each in marker.topics.items()
+            if each[0] in self._topics
+        }  # fmt: skip
 
     async def _keep(self, local: LocalTables) -> None:
         try:
@@ -172,8 +192,8 @@ class KafkaSession:
         """Make and check the topics; make the producer. Blocks."""
         broker, subscription = self._broker, self._subscription
         kept = [*self._home.changelogs.values(), self._home.markers]
+        self._access.wait_permitted()
         there = broker.ensure(map(broker.wanted, self._topics), seen=kept)
-        self._tracer.topics = {name: there[name].id for name in self._topics}
         counts = {name: there[name].partitions for name in self._topics}
         own = declaring.kept_by(
             broker.settings, subscription.group, subscription.tables, counts
@@ -187,6 +207,7 @@ class KafkaSession:
                 topic: there[topic].id for topic in self._home.changelogs.values()
             }
         self._count = own[-1].partitions if own else 0  # of the markers
+        self._access.count = self._count
         self._writer = self._writing.submit(self._make_writer).result()
 
     def _learn_limits(self) -> None:
@@ -208,6 +229,7 @@ class KafkaSession:
             self._broker.packed,
             self._tracer,
             self._broker.health,
+            self._access.wait_writable,
         )
 
     def _member_id(self) -> str:
@@ -315,11 +337,15 @@ class KafkaSession:
     def _recover(self, partitions: list[int]) -> dict[int, Taken]:
         if not partitions:
             return {}
+        ids = self._access.wait_clear()
+        if self._local is not None:
+            self._local.topic_ids |= ids
         reader = options.reader(self._broker.reach, f"{self._group}.recovery")
         health = self._broker.health
         recovery = Recovery(
-            reader, self._home, self._put, health, self._says, self._handed_over, self._local
-        )
+            reader, self._home, self._put, health, self._says, self._handed_over, self._local,
+            ids,
+        )  # fmt: skip
         try:
             taken = recovery.take(partitions)
             if self._home.changelogs:
@@ -361,6 +387,8 @@ class KafkaSession:
     def _begin_with(self, partition: int, taken: Taken) -> None:
         marker = self._markers[partition] = taken.marker
         self._tracer.resets[partition] = marker.resets
+        for topic in self._topics:
+            self._tracer.topics[TP(topic, partition)] = marker.topics[topic]
         self._written.begin(partition, taken.ends)
         for table, rows in taken.rows.items():
             self._rows[table, partition] = rows
@@ -606,7 +634,7 @@ class KafkaSession:
             assert self._local is not None
             await self._save(self._local, wanted=True)
             await self._local.close()
-        for task in (self._looking, self._choosing):
+        for task in (self._looking, self._watching, self._choosing):
             if task is not None:
                 task.cancel()
         if self._standby is not None:

@@ -96,7 +96,7 @@ class Tracer:
     """What one process has sent: makes the runs of its packs."""
 
     def __init__(self) -> None:
-        self.topics: dict[str, str] = {}  # name -> id: one that was made anew is another
+        self.topics: dict[TP, str] = {}  # source -> its topic's id: one made anew is another
         self.resets: dict[int, int] = {}  # partition -> how often it was reset
         self._previous: dict[tuple[str, TP, TP], int] = {}  # agent, source, target -> position
 
@@ -118,7 +118,7 @@ class Tracer:
 
     def _generation(self, source: TP) -> str:
         """Records of one generation are replays of each other; those of two never are."""
-        return f"{self.topics.get(source.topic, '')}/{self.resets.get(source.partition, 0)}"
+        return f"{self.topics.get(source, '')}/{self.resets.get(source.partition, 0)}"
 
     def forget(self, partitions: Iterable[int]) -> None:
         """Events of these source partitions are another process's from now on."""

@@ -217,9 +217,14 @@ def describe(
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 continue
             raise broker_error(f"topic {name!r} cannot be described", error) from error
-        copies = max((len(each.replicas) for each in topic.partitions), default=1)
-        found[name] = Found(len(topic.partitions), str(topic.topic_id), copies)
+        found[name] = found_of(topic)
     return found
+
+
+def found_of(topic: Any) -> Found:
+    """What the cluster's description of a topic says (pure)."""
+    copies = max((len(each.replicas) for each in topic.partitions), default=1)
+    return Found(len(topic.partitions), str(topic.topic_id), copies)
 
 
 def _create(admin: AdminClient, missing: list[Wanted]) -> None:

@@ -94,6 +94,15 @@ class Site:
         done = self.run(f"table counts {word} --json")
         return int(json.loads(done.stdout)["value"] or 0) if done.stdout else 0
 
+    def status(self) -> Any:
+        """The whole state, which may be degraded."""
+        return json.loads(self.run("status --json").stdout)
+
+    def waits_for(self) -> str:
+        """What its processes wait for; "" where there is nothing."""
+        problems = self.status()["problems"]
+        return "; ".join(each["text"] for each in problems if each["code"] == "waits")
+
     def end(self) -> None:
         """End what runs; a test that failed shows what was logged."""
         self.run("kill --tree --all --yes")

@@ -176,7 +176,7 @@ class Sender:
         reach = options.connection(place.settings)
         self._place = place
         tracer = Tracer()
-        tracer.topics = {"posts": "one"}
+        tracer.topics = {TP("posts", 0): "one"}
         self._writer = Writer(
             options.producer(reach, transactional_id=None),
             lambda topic: topic == place.words, tracer,

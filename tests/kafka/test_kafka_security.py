@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import kafka_secure
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -154,11 +156,74 @@ def test_check_tells_the_failed_step_and_what_is_not_permitted(secure: Secure) -
     assert "permission failed: " in hidden.stdout
 
 
-def rule(secure: Secure, topic: str, operation: Any, permission: Any) -> None:
-    admin = AdminClient({"bootstrap.servers": secure.cluster.bootstrap})
-    binding = AclBinding(
+@contextmanager
+def running(secure: Secure, **settings: str) -> Iterator[Site]:
+    """An app whose user has a rule for each of the topics that tests take from it."""
+    with site(WORDS, unique("secure"), "localhost:1") as words:
+        go(words, secure, "PLAIN")
+        words.environment |= settings
+        words.do(["send", f"{words.id}-posts", "a"])
+        words.do("start")
+        for topic in (f"{words.id}-posts", f"{words.id}-proj.count"):
+            rule(secure, topic, AclOperation.ALL, AclPermissionType.ALLOW)
+        eventually(lambda: words.count_of("a") == 1)
+        yield words
+
+
+def see_writing_waits(secure: Secure, words: Site) -> None:
+    """Take the permission to write away for a while."""
+    own = f"{words.id}-proj.count"
+    with denied(secure, own, AclOperation.WRITE):
+        words.do(["send", f"{words.id}-posts", "a c"])
+        told = eventually(words.waits_for)
+    assert f"permission to write topic '{own}'" in told
+    eventually(lambda: words.count_of("c") == 1)
+    eventually(lambda: words.status()["state"] == "running")
+    assert words.count_of("a") == 2
+    # What was refused is sent by a successor, which begins once it may.
+    assert sum(each["restarts"] for each in words.status()["processes"]) <= 1
+
+
+def test_a_permission_that_is_taken_away_is_waited_for(secure: Secure) -> None:
+    with running(secure) as words:
+        posts = f"{words.id}-posts"
+        with denied(secure, posts, AclOperation.READ):
+            told = eventually(words.waits_for)
+            words.do(["send", posts, "b"])
+        eventually(lambda: words.count_of("b") == 1)
+        see_writing_waits(secure, words)
+        lines = [line for line in words.do("logs").splitlines() if " WARNING " in line]
+
+    assert told == (
+        f"waits for permission to read topic '{posts}': give user '{USER}' an ACL for it"
+    )
+    assert len(lines) <= 3, lines
+
+
+def test_a_transaction_that_is_not_permitted_is_waited_for(secure: Secure) -> None:
+    with running(secure, STREAMD_PROCESSING_GUARANTEE="exactly_once") as words:
+        see_writing_waits(secure, words)
+
+
+def binding(topic: str, operation: Any, permission: Any, kind: Any = AclBinding) -> Any:
+    return kind(
         ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, f"User:{USER}", "*", operation,
         permission,
     )  # fmt: skip
-    for future in admin.create_acls([binding]).values():
+
+
+@contextmanager
+def denied(secure: Secure, topic: str, operation: Any) -> Iterator[None]:
+    """The user may not do this meanwhile."""
+    rule(secure, topic, operation, AclPermissionType.DENY)
+    yield
+    admin = AdminClient({"bootstrap.servers": secure.cluster.bootstrap})
+    rules = binding(topic, operation, AclPermissionType.DENY, AclBindingFilter)
+    for future in admin.delete_acls([rules]).values():
+        future.result()
+
+
+def rule(secure: Secure, topic: str, operation: Any, permission: Any) -> None:
+    admin = AdminClient({"bootstrap.servers": secure.cluster.bootstrap})
+    for future in admin.create_acls([binding(topic, operation, permission)]).values():
         future.result()

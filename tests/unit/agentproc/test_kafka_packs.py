@@ -231,11 +231,11 @@ def test_records_behind_lost_ones_are_refused_until_their_sender_comes_again(
 def test_a_reset_or_a_topic_made_anew_sends_no_replays() -> None:
     highs: Highs = {}
     tracer = Tracer()
-    tracer.topics = {"posts": "one"}
+    tracer.topics = {SOURCE: "one"}
     first = tracer.run(TARGET, AGENT, SOURCE, [1, 2, 3])
     tracer.resets = {SOURCE.partition: 1}
     reset = tracer.run(TARGET, AGENT, SOURCE, [1, 2, 3])
-    tracer.topics = {"posts": "two"}
+    tracer.topics = {SOURCE: "two"}
     anew = tracer.run(TARGET, AGENT, SOURCE, [1, 2, 3])
 
     taken = [sift(highs, [run], []) for run in (first, first, reset, anew)]

@@ -1,0 +1,160 @@
+"""The topics of one session: watched while it runs, waited for where they are needed.
+
+A source that was deleted and made anew has another id. What is held of it then goes back to
+the group, which takes it over from the beginning of the new topic.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from streamd.agentproc.kafka.obstacles import (
+    AGAIN_S,
+    LOOK_S,
+    READ,
+    WRITE,
+    Look,
+    Needs,
+    Way,
+    look,
+    sentences,
+)
+from streamd.errors import BrokerError, StreamdError
+
+if TYPE_CHECKING:
+    from streamd.agentproc.broker.kafka import KafkaBroker
+
+
+class Access:
+    """See the module.
+
+    Args:
+        sources: Topics that are read.
+        kept: Those of markers and rows, which are read and written.
+    """
+
+    def __init__(
+        self, broker: "KafkaBroker", group: str, sources: Iterable[str], kept: Iterable[str]
+    ) -> None:
+        self.count = 0  # partitions of each
+        self._broker = broker
+        self._sources = list(sources)
+        self._needs = {
+            **dict.fromkeys(self._sources, READ),
+            **dict.fromkeys(kept, READ | WRITE),
+        }
+        self._reading = Way(broker.health, f"group {group}")
+        self._writing = Way(broker.health, f"a checkpoint of group {group}")
+        self._soon = asyncio.Event()
+        self._astray: StreamdError | None = None
+        self._given_back: set[tuple[str, str]] = set()  # topics that were made anew, and ids
+
+    # In threads; these block.
+
+    def wait_permitted(self) -> None:
+        """Until no topic that is there is forbidden."""
+        self._wait(self._reading, lambda: Look(forbidden=self._look(self._needs).forbidden))
+
+    def wait_clear(self) -> dict[str, str]:
+        """Until all topics are there and may be used; the id of each."""
+        seen = self._wait(self._reading, lambda: self._look(self._needs))
+        return {name: topic.id for name, topic in seen.found.items()}
+
+    def wait_writable(self, names: Iterable[str]) -> None:
+        """Until these topics are there and may be written to."""
+        needs = dict.fromkeys(names, WRITE)
+        self._wait(self._writing, lambda: self._look(needs))
+
+    def _wait(self, way: Way, look: Callable[[], Look]) -> Look:
+        before: list[str] = []
+        while texts := self._sentences(seen := look()):
+            # A broker that has just come back does not know all topics at once.
+            if texts == before:
+                way.tell(texts)
+            before = texts
+            time.sleep(AGAIN_S)
+        way.tell(())
+        return seen
+
+    def _look(self, needs: Needs) -> Look:
+        return self._broker.patiently(lambda: look(self._broker.admin, needs))
+
+    def _sentences(self, seen: Look) -> list[str]:
+        counts = {name: self._broker.wanted(name).partitions for name in seen.gone}
+        counts |= dict.fromkeys(counts.keys() & self._needs.keys(), self.count or 1)
+        name = self._broker.reach.given.get("sasl.username")
+        return sentences(seen, f"user {name!r}" if name else "the app's user", counts)
+
+    # On the loop.
+
+    def look_soon(self, astray: StreamdError) -> None:
+        """A place cannot be read from: `astray` is why, if the topic is the one it was."""
+        self._astray = astray
+        self._soon.set()
+
+    async def watch(
+        self,
+        held: Callable[[], set[tuple[str, str]]],
+        stop: Callable[[set[str]], None],
+        give_back: Callable[[], None],
+    ) -> None:
+        """Look each few seconds, for ever.
+
+        Args:
+            held: The sources as they were taken over, and their ids.
+            stop: Called where some are gone: nothing more of them is to be read.
+            give_back: Called where these are there again, or one was made anew meanwhile:
+                what is held is to be given back and taken over again.
+
+        Raises:
+            StreamdError: A place is gone that was in a topic which is still the same.
+        """
+        before: set[str] = set()  # gone at the last look
+        stopped: set[str] = set()
+        while True:
+            seen = await self._look_in_time(AGAIN_S if before else LOOK_S)
+            if seen is None:
+                continue
+            gone, before = before.intersection(seen.gone), set(seen.gone)
+            seen.gone = sorted(gone)
+            if lost := gone.intersection(self._sources) - stopped:
+                stopped |= lost
+                stop(lost)
+            anew = {
+                (name, topic.id)
+                for name, topic in seen.found.items()
+                if any(name == other and topic.id != id for other, id in held())
+            }
+            texts = [*self._sentences(seen), *self._misshapen(seen, anew)]
+            self._reading.tell(texts)
+            if texts or before:
+                continue
+            if stopped or anew - self._given_back:
+                self._given_back |= anew
+                stopped.clear()
+                give_back()
+            elif self._astray is not None and not anew:
+                raise self._astray
+            self._astray = None
+
+    async def _look_in_time(self, pause_s: float) -> Look | None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._soon.wait()
+        self._soon.clear()
+        if self._broker.health.is_away:
+            return None
+        try:
+            return await asyncio.to_thread(look, self._broker.admin, self._needs)
+        except BrokerError:
+            return None
+
+    def _misshapen(self, seen: Look, anew: set[tuple[str, str]]) -> list[str]:
+        return [
+            f"waits for topic {name!r}, which was made anew with {count} partitions: it had "
+            f"{self.count}, make it so"
+            for name, _ in sorted(anew)
+            if (count := seen.found[name].partitions) != self.count
+        ]
