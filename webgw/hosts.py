@@ -40,6 +40,7 @@ SIGNATURE = "x-streamd-signature"
 
 KNOWN_S = 5.0  # how long a description is used
 AGAIN_S = 0.2  # the least time between two
+FAILED_AGAIN_S = 3.0  # the same after one in vain: no page waits for it meanwhile
 DESCRIBE_S = 3.0
 RETRY_AFTER_S = 1.0
 REFUSED = frozenset({400, 403, 405, 408, 413, 421, 503})  # nothing was done
@@ -67,6 +68,7 @@ class _Group:
     def __init__(self) -> None:
         self.owners: dict[int, str] = {}  # partition -> gateway
         self.asked_at = float("-inf")
+        self.failed_at = float("-inf")  # when the cluster did not say; -inf: it said, last
         self.lock = asyncio.Lock()
 
 
@@ -137,12 +139,16 @@ class Hosts:
         async with known.lock:
             if known.asked_at >= asked_at or asked_at - known.asked_at < AGAIN_S:
                 return  # somebody else has asked meanwhile, or just before
+            if asked_at - known.failed_at < FAILED_AGAIN_S:
+                return
             try:
                 answer = await self._described(group)
             except StreamdError as error:
-                log.warning("who has what of %s is not known: %s", group, error)
+                if known.failed_at < 0:
+                    log.warning("who has what of %s is not known: %s", group, error)
+                known.failed_at = time.monotonic()
                 return
-            known.asked_at = asked_at
+            known.asked_at, known.failed_at = asked_at, float("-inf")
             if answer.settled:
                 known.owners = {
                     partition: member.gateway

@@ -419,6 +419,8 @@ class Poller(threading.Thread):
             "it for too long",
             len(lost),
         )
+        # Where not even a refusal comes back, the client itself complains a minute late.
+        self._health.suspect("nothing is heard of it")
         self.gone |= {place.partition for place in lost}
         self._give_away(consumer, lost, gone=True)
 

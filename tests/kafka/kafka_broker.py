@@ -1,9 +1,9 @@
 """A real Apache Kafka on this machine: one node, or three for the tests of failures.
 
-Each node is broker and controller in one process (KRaft), bound to 127.0.0.1. All that a
-cluster is lies in one folder: its id and ports, and for each node settings, log, data, and who
-runs it. So a cluster that was started here can be found, ended, or started again from any
-process.
+Each node is broker and controller in one process (KRaft), bound to 127.0.0.1 or to another
+address of this machine. All that a cluster is lies in one folder: its id, address and ports,
+and for each node settings, log, data, and who runs it. So a cluster that was started here can
+be found, ended, or started again from any process.
 """
 
 import fcntl
@@ -38,18 +38,22 @@ QUICK = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 STEADY = ("-Xmx1g", "-XX:+UseSerialGC")
 # Below what the kernel gives to outgoing connections: a node that comes back finds its port.
 PORTS = range(20_000, 30_000)
+LOOPBACK = "127.0.0.1"
 TRIES = 3
 
 
 class Node:
     """One node of a cluster."""
 
-    def __init__(self, folder: Path, number: int, port: int, controller_port: int) -> None:
+    def __init__(
+        self, folder: Path, number: int, host: str, port: int, controller_port: int
+    ) -> None:
         self.folder = folder
         self.number = number
+        self.host = host
         self.port = port
         self.controller_port = controller_port
-        self.address = f"127.0.0.1:{port}"
+        self.address = f"{host}:{port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -147,6 +151,7 @@ class Cluster:
         folder: Path,
         *,
         nodes: int = 1,
+        host: str = LOOPBACK,
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
         listeners: Mapping[str, int] | None = None,
@@ -155,6 +160,7 @@ class Cluster:
 
         Args:
             nodes: How many; replication is as high as three.
+            host: The address that it listens on.
             port: Of the first node, the next ones follow; None for free ones.
             settings: Kafka's own, over those of `_properties`.
             listeners: Further ones of a single node, with their ports; `settings` has what
@@ -172,11 +178,12 @@ class Cluster:
             folder,
             cluster_id,
             [
-                Node(folder / f"node-{n + 1}", n + 1, ports[n], ports[nodes + n])
+                Node(folder / f"node-{n + 1}", n + 1, host, ports[n], ports[nodes + n])
                 for n in range(nodes)
             ],
         )
         (folder / "id").write_text(cluster_id)
+        (folder / "host").write_text(host)
         for node in made.nodes:
             node.folder.mkdir()
             lines = made._properties(node) | dict(settings or {})
@@ -196,6 +203,7 @@ class Cluster:
         try:
             ports = json.loads((folder / "ports.json").read_text())
             cluster_id = (folder / "id").read_text()
+            host = (folder / "host").read_text()
         except FileNotFoundError:
             return None
         nodes = len(ports) // 2
@@ -203,7 +211,7 @@ class Cluster:
             folder,
             cluster_id,
             [
-                Node(folder / f"node-{n + 1}", n + 1, ports[n], ports[nodes + n])
+                Node(folder / f"node-{n + 1}", n + 1, host, ports[n], ports[nodes + n])
                 for n in range(nodes)
             ],
         )
@@ -240,7 +248,7 @@ class Cluster:
                         f"node {node.number} of the broker ended while it started",
                         seen=node.last_lines(),
                     )
-                if client is None and _listens(node.port):
+                if client is None and _listens(node.host, node.port):
                     # Made only now: one that was refused waits longer and longer.
                     client = AdminClient({"bootstrap.servers": node.address, "log_level": 0})
                 if client is not None and _knows(client, len(self.nodes)):
@@ -316,6 +324,7 @@ def start(
     folder: Path,
     *,
     nodes: int = 1,
+    host: str = LOOPBACK,
     port: int | None = None,
     settings: Mapping[str, str] | None = None,
     listeners: Mapping[str, int] | None = None,
@@ -340,7 +349,12 @@ def start(
         for left in reversed(range(TRIES)):
             shutil.rmtree(folder, ignore_errors=True)
             made = Cluster.make(
-                folder, nodes=nodes, port=port, settings=settings, listeners=listeners
+                folder,
+                nodes=nodes,
+                host=host,
+                port=port,
+                settings=settings,
+                listeners=listeners,
             )
             try:
                 made.start(flags=flags, parent=parent)
@@ -417,9 +431,9 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _listens(port: int) -> bool:
+def _listens(host: str, port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection((host, port), timeout=1).close()
     except OSError:
         return False
     return True
