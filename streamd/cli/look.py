@@ -69,6 +69,9 @@ def status_lines(snapshot: dict[str, Any], now: float) -> Iterator[str]:
         figures.append(output.plural(dead, "dead letter"))
     if restarts := sum(process.get("restarts") or 0 for process in processes):
         figures.append(output.plural(restarts, "restart"))
+    if copies := snapshot.get("standby"):
+        behind = output.count(sum(copy["behind"] or 0 for copy in copies))
+        figures.append(f"standby of {output.plural(len(copies), 'partition')}, {behind} behind")
     yield " · ".join(figures)
     if state in ("starting", "stopping"):
         yield snapshot["sentence"]

@@ -111,6 +111,7 @@ def key(number: int) -> bytes:
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamd.agentproc.kafka.members.LOOK_S", 0.3)
+    monkeypatch.setattr("streamd.agentproc.kafka.standby.TELL_S", 0.05)
 
 
 def test_who_takes_over_reads_only_what_its_copy_had_not_read(

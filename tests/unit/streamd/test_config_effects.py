@@ -180,6 +180,11 @@ EFFECTS = {
         "settings.broker_credentials",
         "test_however_it_is_said_librdkafka_is_told_the_same",
     ),
+    "table_standby_replicas": (
+        "agentproc/kafka/session.py",
+        "settings.table_standby_replicas",
+        "test_a_host_that_dies_is_followed_within_a_session_and_nothing_is_lost_or_doubled",
+    ),
     "broker_group_protocol": (
         "agentproc/kafka/session.py",
         "settings.broker_group_protocol",
