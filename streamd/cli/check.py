@@ -9,7 +9,6 @@ from typing import Any
 import click
 import msgspec
 
-from streamd.agentproc.broker.outside import permissions_on_kafka, topics_on_kafka, way_to_kafka
 from streamd.agentproc.kafka.installation import installation_there
 from streamd.app import App
 from streamd.cli import output, target
@@ -153,15 +152,17 @@ def _check_broker(app: App, hello: Hello) -> Iterator[Finding]:
 
 
 def _check_kafka(app: App, hello: Hello) -> Iterator[Finding]:
+    from streamd.agentproc.kafka import outside  # noqa: PLC0415 - 0.1 s, only for Kafka
+
     broker = mask(str(hello.settings["broker"]))
     try:
-        for walked in way_to_kafka(app):
+        for walked in outside.way_there(app):
             if walked.exit_code:
                 text = f"{broker}: {walked.name} failed: {walked.text}"
                 yield Finding("fail", "broker", text, walked.remedy, walked.exit_code)
                 return
             yield Finding("ok", walked.name, walked.text)
-        survey = topics_on_kafka(app, hello)
+        survey = outside.topics_of(app, hello)
     except (BrokerError, ConfigError) as error:
         step = "permission failed: " if "authorization failed" in str(error) else ""
         text = f"{broker}: {step}{error}"
@@ -170,7 +171,7 @@ def _check_kafka(app: App, hello: Hello) -> Iterator[Finding]:
     there = output.plural(len(survey.found), "topic")
     yield Finding("ok", "broker", f"{broker}, {there} of the app there")
     yield _members(hello)
-    for each in permissions_on_kafka(app, hello, survey):
+    for each in outside.permissions_of(app, hello, survey):
         level = "fail" if each.exit_code else "ok"
         yield Finding(level, each.name, each.text, each.remedy, each.exit_code)
     for topic in survey.missing:
