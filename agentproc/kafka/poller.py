@@ -96,7 +96,7 @@ class Poller(threading.Thread):
         self._seeks: dict[TP, tuple[Reading, float]] = {}  # to be made, and until when
         self._assigned: set[TP] = set()
         self._resumed: list[TP] = []  # and not asked for since
-        self._stopped: set[str] = set()  # topics that are gone
+        self._dropped: set[str] = set()  # topics that are gone
         self._room = threading.Condition()
         self._waiting_events = self._waiting_bytes = 0
         self._paused = False
@@ -128,9 +128,9 @@ class Poller(threading.Thread):
             self._waiting_bytes -= size_bytes
             self._room.notify()
 
-    def stop(self, topics: set[str]) -> None:
+    def drop(self, topics: set[str]) -> None:
         """Read nothing more of these topics until their partitions were gained anew."""
-        self._commands.append(lambda: self._stop(topics))
+        self._commands.append(lambda: self._drop(topics))
 
     def rejoin(self) -> None:
         """Leave the group and join it anew: all of its partitions are shared out again."""
@@ -171,7 +171,7 @@ class Poller(threading.Thread):
         )
 
     def _rejoin(self) -> None:
-        self._stopped.clear()
+        self._dropped.clear()
         self._consumer.unsubscribe()
         deadline = time.monotonic() + self._bound_s
         while self._assigned and not self._ending.is_set() and time.monotonic() < deadline:
@@ -336,12 +336,12 @@ class Poller(threading.Thread):
     # Commands.
 
     def _begin(self, tp: TP, turn: int, position: int, highs: Highs) -> None:
-        if tp not in self._assigned or tp.topic in self._stopped:
+        if tp not in self._assigned or tp.topic in self._dropped:
             return  # it was given away meanwhile, or is no more
         self._seek(tp, Reading(turn, position, highs))
 
-    def _stop(self, topics: set[str]) -> None:
-        self._stopped |= topics
+    def _drop(self, topics: set[str]) -> None:
+        self._dropped |= topics
         for places in (self._reading, self._seeks):
             for tp in [tp for tp in places if tp.topic in topics]:
                 del places[tp]

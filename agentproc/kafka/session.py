@@ -171,7 +171,7 @@ class KafkaSession:
     async def _watch(self) -> None:
         assert self._poller is not None
         try:
-            await self._access.watch(self._held, self._poller.stop, self._poller.rejoin)
+            await self._access.watch(self._held, self._poller.drop, self._poller.rejoin)
         except Exception as error:
             self._failed(error)
 
