@@ -6,7 +6,6 @@ Partitions come and go: `Holder` is told, and settles what it has before they go
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
@@ -28,7 +27,6 @@ from streamd.agentproc.broker import (
 from streamd.agentproc.kafka import beginning, declaring, members, options, topics
 from streamd.agentproc.kafka.access import Access
 from streamd.agentproc.kafka.appending import Appender
-from streamd.agentproc.kafka.choosing import followed
 from streamd.agentproc.kafka.limits import limits_of
 from streamd.agentproc.kafka.markers import (
     Marker,
@@ -288,21 +286,15 @@ class KafkaSession:
         reader = options.reader(
             broker.reach, f"{self._group}.standby", fetch_wait_max_ms=FETCH_MS
         )
-        follower = Standby(reader, self._home, broker.stores, broker.admin, topic_ids)
+        follower = self._standby = Standby(
+            reader, self._home, broker.stores, broker.admin, broker.health, topic_ids
+        )
         follower.start()
-        self._standby = follower
-        self._choosing = asyncio.create_task(self._choose(follower), name="standbys")
-
-    async def _choose(self, follower: Standby) -> None:
-        broker, copies = self._broker, self._broker.settings.table_standby_replicas
-        while True:
-            if not broker.health.is_away:
-                with contextlib.suppress(BrokerError):
-                    found = await asyncio.to_thread(members.describe, broker.admin, self._group)
-                    if found.settled:
-                        mine = {*self.partitions, *self.recovering}
-                        follower.follow(followed(found, self._name(), copies) - mine)
-            await asyncio.sleep(members.LOOK_S)
+        copies = broker.settings.table_standby_replicas
+        choosing = follower.choose(
+            self._group, self._name(), copies, lambda: {*self.partitions, *self.recovering}
+        )
+        self._choosing = asyncio.create_task(choosing, name="standbys")
 
     def standby(self) -> list[StandbyRow]:
         """What it follows, and how far behind that is."""

@@ -10,6 +10,7 @@ in the same process it is told to, in another one it sees that they are wanted.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -26,8 +27,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streamd.agentproc.broker import TP
-from streamd.agentproc.kafka import topics
+from streamd.agentproc.kafka import members, topics
+from streamd.agentproc.kafka.choosing import followed
 from streamd.agentproc.kafka.following import Following
+from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.markers import Marker, Newest, decode_marker
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.reading import Message
@@ -87,6 +90,7 @@ class Standby(threading.Thread):
         home: Home,
         folder: Path,
         admin: AdminClient,
+        health: Health,
         topic_ids: Mapping[str, str],
     ) -> None:
         super().__init__(name=f"kafka {options['group.id']}", daemon=True)
@@ -94,6 +98,7 @@ class Standby(threading.Thread):
         self._home = home
         self._folder = folder
         self._admin = admin
+        self._health = health
         self._topic_ids = topic_ids
         self._tables = {topic: table for table, topic in home.changelogs.items()}
         self._commands: deque[Callable[[], None]] = deque()
@@ -107,6 +112,24 @@ class Standby(threading.Thread):
         self.rows: list[StandbyRow] = []  # how far each is, as of the last second
 
     # On the loop.
+
+    async def choose(
+        self, group: str, name: str, copies: int, mine: Callable[[], set[int]]
+    ) -> None:
+        """Follow what `choosing` says, asked again each few seconds, for ever.
+
+        Args:
+            group, name: Of the member of a group that this is for.
+            copies: On so many hosts beside the owner's.
+            mine: What this member has by now, whatever is said of it.
+        """
+        while True:
+            if not self._health.is_away:
+                with contextlib.suppress(BrokerError):
+                    found = await asyncio.to_thread(members.describe, self._admin, group)
+                    if found.settled:
+                        self.follow(followed(found, name, copies) - mine())
+            await asyncio.sleep(members.LOOK_S)
 
     def follow(self, partitions: set[int]) -> None:
         """Follow these, and no others, from now on."""

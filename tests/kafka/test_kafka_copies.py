@@ -40,7 +40,9 @@ class Followed:
             [place.words], place.markers, {"counts": place.changelog}, False, frozenset()
         )
         reader = options.reader(self._broker.reach, "standby", fetch_wait_max_ms=50)
-        standby = Standby(reader, home, self.folder, self._broker.admin, self.ids)
+        standby = Standby(
+            reader, home, self.folder, self._broker.admin, self._broker.health, self.ids
+        )
         standby.start()
         standby.follow({0})
         try:
