@@ -5,13 +5,14 @@ own. It writes to a page by as little as a reference to one object in it, and to
 room by what it makes. So what a process would write to is put out of its way before the fork.
 """
 
+import contextlib
 import ctypes
 import gc
 import mmap
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 
 # The functions that agent processes run, as `scripts/hot` found them. One that is missing, or
 # is there no more, costs some memory and nothing else.
@@ -25,6 +26,7 @@ _POOL_BYTES = 16 * 1024
 _SMALLEST_BYTES = 48
 _LARGEST_POOLED_BYTES = 512
 _POOLED_STEP_BYTES = 16
+_CALLS_UNTIL_REWRITTEN = 20  # CPython 3.11's are 10
 _PART_FREE = 20  # at most one in so many, of a size
 
 _left: list[CodeType] = []  # replaced by copies
@@ -44,6 +46,7 @@ def prepare_for_forks() -> None:
     To be called once, with all imports done. Takes some thirty milliseconds.
     """
     gc.collect()
+    number_modules_and_classes()
     # An entry of this cache holds the name that it is for: each one that a process replaces
     # would have it write to the page of a name that it has nothing to do with.
     sys._clear_type_cache()
@@ -53,6 +56,29 @@ def prepare_for_forks() -> None:
     gather_code(HOT.read_text().split())
     # A collection in a forked process must not write to what was there before.
     gc.freeze()
+
+
+def number_modules_and_classes() -> None:
+    """Have each module and class numbered.
+
+    Code that has been called some times is rewritten for the module and the classes that it
+    meets, by their numbers, which they get when that is done for the first time.
+    """
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType):
+            # With code of its own: what is rewritten for one module is not for another.
+            look_up = FunctionType(_name_of_module.__code__.replace(), module.__dict__)
+            for _ in range(_CALLS_UNTIL_REWRITTEN):
+                look_up()
+    for cls in gc.get_objects():
+        if isinstance(cls, type):
+            # A name that no class has: no code of a class or a descriptor runs.
+            with contextlib.suppress(AttributeError):
+                type.__getattribute__(cls, " ")
+
+
+def _name_of_module() -> str:
+    return __name__
 
 
 def fill_holes() -> int:
@@ -90,9 +116,10 @@ def fill_pools() -> int:
 
 
 def gather_code(names: Iterable[str]) -> int:
-    """Lay the code of functions side by side; how many were found.
+    """Lay the code of functions side by side, and the texts in it; how many were found.
 
     A call writes to the code's object: it counts its calls, and is rewritten for what it meets.
+    It counts a reference to each constant that it loads, and to its name for a coroutine.
     Imports lay the code that each process runs among ten times as much that none ever does.
 
     Args:
@@ -110,16 +137,27 @@ def gather_code(names: Iterable[str]) -> int:
                 # What it leaves would be a hole, to be filled by what each process makes.
                 _left.append(code)
             function.__code__ = copies[id(code)]
+            function.__qualname__ = _interned(function.__qualname__)
     return len(copies)
 
 
 def _copied(code: CodeType) -> CodeType:
-    """The same code, with the code inside of it, as new objects."""
+    """The same code, with the code and the texts inside of it, as new objects."""
     return code.replace(
-        co_consts=tuple(
-            _copied(part) if isinstance(part, CodeType) else part for part in code.co_consts
-        )
+        co_consts=tuple(map(_copied_constant, code.co_consts)),
+        co_qualname=_interned(code.co_qualname),
     )
+
+
+def _copied_constant(constant: object) -> object:
+    if isinstance(constant, CodeType):
+        return _copied(constant)
+    return _interned(constant) if isinstance(constant, str) else constant
+
+
+def _interned(text: str) -> str:
+    """The text that is interned: itself, another, or a new one."""
+    return sys.intern(f"{text} "[:-1])
 
 
 def give_back_zeros(thing: object) -> int:

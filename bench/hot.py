@@ -1,8 +1,9 @@
 """Writes down which functions an agent process runs, and the names in them: `scripts/hot`.
 
 The processes of a small app note every function that is called in them, from their fork on.
-What they ran is written to `agentproc/hot.txt`, the names of attributes and globals in it to
-`agentproc/names.txt`; `streamd.agentproc.sharing` and `streamd.agentproc.start` say what for.
+What they ran is written to `agentproc/hot.txt`, the names of attributes, globals, keywords and
+modules in it to `agentproc/names.txt`. What for, `streamd.agentproc.sharing` and
+`streamd.agentproc.start` say.
 """
 
 import time
@@ -34,6 +35,16 @@ def note(frame, event, argument):
         name = frame.f_globals.get("__name__")
         called[f"{name}:{frame.f_code.co_qualname}"] = name
         names.update(frame.f_code.co_names)
+        names.update(identifiers(frame.f_code.co_consts))
+        names.add(str(name))
+
+
+def identifiers(constants):
+    for constant in constants:
+        if isinstance(constant, tuple):
+            yield from identifiers(constant)
+        elif isinstance(constant, str) and constant.isidentifier():
+            yield constant
 
 
 def begin():

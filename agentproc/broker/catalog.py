@@ -8,7 +8,7 @@ from typing import NamedTuple
 import apsw
 
 from streamd.agentproc.broker import TP
-from streamd.agentproc.broker.schema import query
+from streamd.agentproc.broker.schema import query_once
 
 
 class Topic(NamedTuple):
@@ -33,7 +33,7 @@ class Catalog:
 
     def load(self, db: apsw.Connection) -> None:
         """Read all of it anew."""
-        topics = query(
+        topics = query_once(
             db,
             "SELECT id, name, partitions, first_tp, owned, retention_s FROM topics ORDER BY id",
         )
@@ -41,11 +41,13 @@ class Catalog:
             row[1]: Topic(row[0], row[1], row[2], row[3], bool(row[4]), row[5])
             for row in topics
         }
-        self.agents = dict(query(db, "SELECT name, id FROM agents"))
-        self.groups = dict(query(db, "SELECT name, id FROM groups"))
+        self.agents = dict(query_once(db, "SELECT name, id FROM agents"))
+        self.groups = dict(query_once(db, "SELECT name, id FROM groups"))
         self.tables = {
             name: (id, partitions)
-            for name, id, partitions in query(db, "SELECT name, id, partitions FROM tables")
+            for name, id, partitions in query_once(
+                db, "SELECT name, id, partitions FROM tables"
+            )
         }
 
     def tp_id(self, tp: TP) -> int | None:

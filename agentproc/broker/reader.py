@@ -18,6 +18,9 @@ from streamd.errors import BrokerError, LogDamaged
 
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
+# Packs are read once, and each commit of another process has SQLite forget what it kept.
+CACHE_KIB = 32
+
 # From the pack that holds the position on: the last one that begins at or before it.
 _PACKS = """
 SELECT id, n, crc, data FROM packs WHERE id >= coalesce(
@@ -35,7 +38,7 @@ class Reader:
 
     def __init__(self, datadir: Path, turnstile: Turnstile) -> None:
         self.path = log_path(datadir)
-        self.db = connect(datadir, turnstile)
+        self.db = connect(datadir, turnstile, cache_kib=CACHE_KIB)
         self.catalog = Catalog()
         self.catalog.load(self.db)
 

@@ -57,8 +57,11 @@ def log_path(datadir: Path) -> Path:
     return datadir / "log.db"
 
 
-def connect(datadir: Path, turnstile: Turnstile) -> apsw.Connection:
+def connect(datadir: Path, turnstile: Turnstile, *, cache_kib: int = 2000) -> apsw.Connection:
     """Open the log, made first where there is none.
+
+    Args:
+        cache_kib: Of pages of the file, at most.
 
     Raises:
         BrokerError: It cannot be opened.
@@ -67,7 +70,7 @@ def connect(datadir: Path, turnstile: Turnstile) -> apsw.Connection:
     _check_sqlite()
     path = log_path(datadir)
     try:
-        db = _open(path)
+        db = _open(path, cache_kib)
         if _pragma(db, "user_version") == 0:
             turnstile.enter()
             try:
@@ -90,20 +93,22 @@ def _check_sqlite() -> None:
         )
 
 
-def _open(path: Path) -> apsw.Connection:
+def _open(path: Path, cache_kib: int) -> apsw.Connection:
     db = apsw.Connection(str(path))
     db.set_busy_timeout(BUSY_TIMEOUT_MS)
     # The process `log` alone moves the WAL into the file.
     db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    query_once(db, f"PRAGMA cache_size={-cache_kib}")
+    # What it took when it was opened is for a cache of the usual size.
+    db.release_memory()
     for pragma in (
         "wal_autocheckpoint=0",
         "synchronous=NORMAL",
-        "cache_size=-2000",
         "mmap_size=0",
         "secure_delete=OFF",
         "temp_store=MEMORY",
     ):
-        query(db, f"PRAGMA {pragma}")
+        query_once(db, f"PRAGMA {pragma}")
     return db
 
 
@@ -145,8 +150,13 @@ def query(
     return db.execute(sql, values).fetchall()
 
 
+def query_once(db: apsw.Connection, sql: str) -> list[Any]:
+    """The same, of a statement that is not kept for another time: it is 2 KB."""
+    return db.execute(sql, can_cache=False).fetchall()
+
+
 def _pragma(db: apsw.Connection, name: str) -> int:
-    value = query(db, f"PRAGMA {name}")[0][0]
+    value = query_once(db, f"PRAGMA {name}")[0][0]
     assert isinstance(value, int)
     return value
 

@@ -4,11 +4,17 @@ import os
 import subprocess
 import sys
 from types import FunctionType
+from typing import Any
 
 import uvloop
 
 from streamd.agentproc import zygote  # noqa: F401 - imports what a zygote does
-from streamd.agentproc.sharing import HOT, gather_code, give_back_zeros
+from streamd.agentproc.sharing import (
+    HOT,
+    gather_code,
+    give_back_zeros,
+    number_modules_and_classes,
+)
 
 
 def test_what_is_allocated_after_the_holes_are_filled_lies_at_the_end_of_the_heap() -> None:
@@ -70,6 +76,43 @@ def test_gathered_functions_work_as_before_with_code_of_their_own() -> None:
     assert (outer.__code__, inner.__code__) == before
     assert outer.__code__ is not before[0]
     assert inner.__code__ is not before[1]
+
+
+def test_gathered_functions_keep_their_texts_and_a_name_that_was_given_to_them() -> None:
+    def speak() -> str:
+        return "a text, not a name"
+
+    before = speak.__code__.co_consts[1]
+    speak.__qualname__ = "speaks <anew>"
+    gather_code([f"{__name__}:{speak.__code__.co_qualname}"])
+
+    assert speak() == before
+    assert speak() is not before
+    assert speak.__qualname__ == "speaks <anew>"
+
+
+def test_each_class_has_its_number_before_the_forks_and_no_code_of_it_runs_for_that() -> None:
+    ran: list[str] = []
+
+    class Meta(type):
+        def __getattribute__(cls, name: str) -> Any:
+            ran.append(name)
+            return super().__getattribute__(name)
+
+        def __getattr__(cls, name: str) -> Any:
+            ran.append(name)
+            raise AttributeError(name)
+
+    class Numbered(metaclass=Meta):
+        pass
+
+    before = type.__dict__["__flags__"].__get__(Numbered)
+    number_modules_and_classes()
+    after = type.__dict__["__flags__"].__get__(Numbered)
+
+    has_number = 1 << 19  # Py_TPFLAGS_VALID_VERSION_TAG
+    assert (before & has_number, after & has_number) == (0, has_number)
+    assert ran == []
 
 
 def test_the_list_of_hot_functions_names_what_is_there() -> None:

@@ -333,6 +333,23 @@ def test_a_position_beyond_the_end_is_told_as_damage(writer: Writer) -> None:
 # Damage that SQLite does not see.
 
 
+def test_a_reader_keeps_no_statement_of_its_opening_and_little_of_what_it_read(
+    writer: Writer, reader: Reader
+) -> None:
+    kept, _ = reader.db.status(apsw.SQLITE_DBSTATUS_STMT_USED)
+    for _ in range(10):
+        writer.append([output(bytes(200_000))], False)
+    tp_id = reader.catalog.tp_id(T0)
+    assert tp_id is not None
+
+    batch = reader.read(T0, tp_id, 0, 100, 10_000_000)
+
+    assert kept == 0
+    assert batch is not None
+    assert len(batch.values) == 10
+    assert reader.db.status(apsw.SQLITE_DBSTATUS_CACHE_USED)[0] < 100_000
+
+
 def test_a_changed_pack_is_found_when_it_is_read(writer: Writer, reader: Reader) -> None:
     writer.append([output(b"first")], False)
     writer.append([output(b"last")], False)
