@@ -56,11 +56,13 @@ class Codec:
         name: The serializer's name: "json", "json|binary".
         type: What `decode` gives; None: plain data, or bytes where the name is "raw".
         encode: A value, never None, to bytes.
+        encode_atom: The same for a str, int or bool, in whose classes nothing is to be checked.
     """
 
     name: str
     type: Any
     encode: Callable[[Any], bytes]
+    encode_atom: Callable[[Any], bytes]
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class Codec:
     ) -> None:
         self.name = name or self.__class__.__name__.lower()
         self.type = type
-        self.encode = encode or self._dumps
+        self.encode = self.encode_atom = encode or self._dumps
         self._decode = decode or self._loads
         # Tried first for a chunk; where it gives a value, `_decode` gives the same.
         self._decode_fast = self._decode
@@ -300,6 +302,7 @@ def _json(type: Any) -> Codec:
     codec = Codec(
         "json", _json_writer(type), _text_reader(decode) if type is str else decode, type=type
     )
+    codec.encode_atom = _to_json
     codec._decode_fast = codec._from_json = decode
     return codec
 

@@ -342,14 +342,22 @@ class Table(dict[Any, Any]):
     def _rows(self, written: dict[Any, Any]) -> list[tuple[bytes, bytes | None]]:
         """What was written as rows; values that are not plain are kept as their bytes."""
         encode_key, encode = self.key_codec.encode, self.value_codec.encode
+        key_of_str, value_of_int = self.key_codec.encode_atom, self.value_codec.encode_atom
         plain_keys, plain = self._plain_keys, self._plain
         rows: list[tuple[bytes, bytes | None]] = []
         key = value = None
         try:
             for key, value in written.items():
-                data = encode_key(key) if key.__class__ in plain_keys else self._key_bytes(key)
-                if value.__class__ in plain:
-                    rows.append((data, encode(value)))
+                kind = key.__class__
+                if kind not in plain_keys:
+                    data = self._key_bytes(key)
+                elif kind is str:
+                    data = key_of_str(key)
+                else:
+                    data = encode_key(key)
+                kind = value.__class__
+                if kind in plain:
+                    rows.append((data, value_of_int(value) if kind is int else encode(value)))
                 elif value is DELETED:
                     rows.append((data, None))
                 else:

@@ -1,6 +1,5 @@
 """A topic: a name, the codecs of its keys and values, and the way to send to it."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,9 @@ HeadersArgument = Mapping[str, Any] | Sequence[tuple[str, Any]] | None
 
 # Placed keys remembered for each topic: a key of a hot set is hashed once.
 REMEMBERED_KEYS = 20_000
+# As good as no limit, and an int of one digit, which is compared in half the time.
+NO_LIMIT_BYTES = (1 << 30) - 1
+_ATOMS = frozenset({str, int, bool})  # what `Codec.encode_atom` takes
 
 
 class Topic:
@@ -70,8 +72,9 @@ class Topic:
         self.config = {name: _config_text(value) for name, value in (config or {}).items()}
         self.help = help
         self.use_serializers("raw", "json")
-        self.most_bytes = sys.maxsize  # of key and value of a record, where there is a limit
-        self._remembered: dict[str, tuple[bytes, int]] = {}  # str key -> bytes, partition
+        self._most_bytes = NO_LIMIT_BYTES
+        # str key -> its bytes, its partition, and how many bytes a value beside it may have
+        self._remembered: dict[str, tuple[bytes, int, int]] = {}
         self._sent: dict[int, Sent] = {}  # partition -> what a send in an agent returns
         self._hash: Callable[[bytes, int], int] | None = None
 
@@ -84,6 +87,17 @@ class Topic:
         self.key_codec = codec_for(key_serializer, self.key_type, default=key_default)
         self.value_codec = codec_for(value_serializer, self.value_type, default=value_default)
         self._encode = self.value_codec.encode
+        self._encode_atom = self.value_codec.encode_atom
+
+    @property
+    def most_bytes(self) -> int:
+        """Of key and value of a record, where there is a limit."""
+        return self._most_bytes
+
+    @most_bytes.setter
+    def most_bytes(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._remembered.clear()
 
     @property
     def has_typed_keys(self) -> bool:
@@ -152,14 +166,17 @@ class Topic:
         ):
             # The hot path: one record of many that an agent sends with a str key.
             try:
-                data, place = self._remembered[key]
+                data, place, room_bytes = self._remembered[key]
             except KeyError:
-                data, place = self._remember(key)
+                data, place, room_bytes = self._remember(key)
             try:
-                encoded = self._encode(value)
+                if value.__class__ in _ATOMS:
+                    encoded = self._encode_atom(value)
+                else:
+                    encoded = self._encode(value)
             except Exception as error:
                 raise self.value_codec.encode_error(value, error) from error
-            if len(encoded) + len(data) > self.most_bytes:
+            if len(encoded) > room_bytes:
                 raise self._too_large(len(encoded) + len(data))
             lane = scope.lanes[self.name][place]
             lane.values.append(encoded)
@@ -218,14 +235,14 @@ class Topic:
             self._hash = fast_partition_for()
         return self._hash(data, self.partition_count)
 
-    def _remember(self, key: str) -> tuple[bytes, int]:
+    def _remember(self, key: str) -> tuple[bytes, int, int]:
         data = _encoded(self.key_codec, key)
         place = self._hashed(data)
         if len(self._remembered) >= REMEMBERED_KEYS:
             self._remembered.clear()
-        self._remembered[key] = data, place
+        placed = self._remembered[key] = data, place, self._most_bytes - len(data)
         self._sent.setdefault(place, Placed(RecordMetadata(self.name, place, None, 0.0)))
-        return data, place
+        return placed
 
     def _buffer(self, scope: Any, record: Record, callback: Callback | None) -> Sent:
         """Put a record where the scope's next checkpoint finds it."""

@@ -255,6 +255,9 @@ def producer(
     if transactional_id is not None:
         del options["message.timeout.ms"]
         options["transactional.id"] = transactional_id
+        # The cluster refuses a transaction's first offsets until the one before it is over
+        # everywhere, some ms after its commit; the waits between further tries grow.
+        options["retry.backoff.ms"] = 2
         transaction_ms = _ms(settings.broker_session_timeout)
         options["transaction.timeout.ms"] = transaction_ms
         # librdkafka refuses to wait longer for an answer than a transaction may last.

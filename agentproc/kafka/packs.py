@@ -11,6 +11,7 @@ import itertools
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import msgspec
 
@@ -115,7 +116,7 @@ def cut(output: Output, tracer: Tracer) -> Iterator[tuple[int, bytes]]:
             end - start,
             _encode(
                 (
-                    None if keys.count(None) == len(keys) else keys,
+                    keys if any(keys) or keys.count(None) < len(keys) else None,
                     output.values[start:end],
                     stamps[0] if alike else array("d", stamps).tobytes(),
                     headers if headers and any(headers) else None,
@@ -162,8 +163,15 @@ def _parts(output: Output, start: int, stop: int) -> Iterator[tuple[tuple[int, i
 
 
 def _size(output: Output, start: int, end: int) -> int:
-    values, keys = output.values[start:end], output.keys[start:end]
-    return sum(map(len, filter(None, values))) + sum(map(len, filter(None, keys)))
+    return _bytes_of(output.values[start:end]) + _bytes_of(output.keys[start:end])
+
+
+def _bytes_of(column: list[bytes | None]) -> int:
+    try:
+        # To join them is quicker than to ask each for its length.
+        return len(b"".join(cast(list[bytes], column)))
+    except TypeError:
+        return sum(map(len, filter(None, column)))
 
 
 def _cuts(output: Output) -> Callable[[int], bool]:

@@ -82,7 +82,7 @@ class Columns:
         if not self.values and headers is None:
             self.stamps = Stamps(records)
         else:
-            self.stamps = [*self.stamps, *Stamps(records)]
+            self._add_stamps(Stamps(records))
         self._add_headers(headers, len(records))
         self.positions += [message.offset() << INDEX_BITS for message in records]
         self.keys += [message.key() for message in records]
@@ -106,8 +106,13 @@ class Columns:
             self.positions += range(first + start, first + end)
             self.keys += columns.keys[start:end]
             self.values += columns.values[start:end]
-            self.stamps = [*self.stamps, *stamps[start:end]]
+            self._add_stamps(stamps[start:end])
         self.size_bytes += len(data)
+
+    def _add_stamps(self, stamps: Sequence[float]) -> None:
+        if isinstance(self.stamps, Stamps):
+            self.stamps = list(self.stamps)
+        self.stamps += stamps
 
     def _add_headers(self, headers: list[Headers] | None, count: int) -> None:
         if headers is not None and self.headers is None:
