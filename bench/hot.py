@@ -36,7 +36,7 @@ def note(frame, event, argument):
         called[f"{name}:{frame.f_code.co_qualname}"] = name
         names.update(frame.f_code.co_names)
         names.update(identifiers(frame.f_code.co_consts))
-        names.add(str(name))
+        names.update((str(name), frame.f_code.co_name))
 
 
 def identifiers(constants):
