@@ -56,6 +56,7 @@ from streamd.errors import (
 )
 from streamd.failpoints import failpoint
 from streamd.inplace import watch
+from streamd.patterns import is_pattern, means
 from streamd.tables import Part, Table
 from streamd.topics import Topic
 from streamd.wire import GroupPlan, Owns, Suspect
@@ -140,6 +141,13 @@ class Engine:
         for feed in self._feeds:
             for topic in feed.agent.get_topic_names():
                 self._readers[topic].append(feed)
+        self._patterns = [
+            (feed, topic)
+            for feed in self._feeds
+            for topic in feed.agent.channel.parts
+            if is_pattern(topic.name)
+        ]
+        self._met: set[str] = set()  # topics of which it is known whom patterns give them to
         self._actors: dict[asyncio.Task[None], Actor] = {}
         self._entered: int | None = -1  # the partition that the tables write to
         self._committed: dict[tuple[str, TP], int] = {}
@@ -379,6 +387,8 @@ class Engine:
 
     def _distribute(self, batch: Batch) -> None:
         """Decode a batch once and give it to each agent that reads its topic."""
+        if self._patterns and batch.tp.topic not in self._met:
+            self._meet(batch.tp)
         topic = self._topics[batch.tp.topic]
         values, bad = _decoded(topic.value_codec, batch.values)
         keys: list[Any] | None = None
@@ -396,6 +406,15 @@ class Engine:
                     run.try_apart(index, Trial(refused="it cannot be decoded", error=reason))
             self._trials.mark(run, feed.agent.name)
             feed.add(run)
+
+    def _meet(self, tp: TP) -> None:
+        """Find out which agents read a topic as it matches a pattern of theirs."""
+        self._met.add(tp.topic)
+        for feed, pattern in self._patterns:
+            reads = (feed.agent.name, tp) in self.positions
+            if reads and means(pattern.name, tp.topic) and feed not in self._readers[tp.topic]:
+                self._topics.setdefault(tp.topic, pattern)
+                self._readers[tp.topic].append(feed)
 
     # Working.
 

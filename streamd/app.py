@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from streamd import config, finder, records, web, wire
+from streamd import config, finder, patterns, records, web, wire
 from streamd.agents import Agent, Replies, Sink, labels
 from streamd.codecs import Codec, codec_for, type_name
 from streamd.commands import AppCommand
@@ -133,6 +134,20 @@ class App:
         )
         return self._settings
 
+    def refuse_patterns(self) -> None:
+        """See that topics are named by patterns on Kafka only.
+
+        Raises:
+            AppError: They are, on another broker.
+        """
+        found = [name for name in self.topics if patterns.is_pattern(name)]
+        if found and config.broker_kind(self.settings.broker) != "kafka":
+            raise AppError(
+                f"app.topic(pattern={found[0].removeprefix(patterns.MARK)!r}) is read on Kafka "
+                f"only, and the broker is {self.settings.broker!r}",
+                remedy="name the topics: app.topic(name, name)",
+            )
+
     @property
     def id(self) -> str:
         """The id of topics and groups: what was given, with `-v2` from version 2 on."""
@@ -173,12 +188,15 @@ class App:
             compacting: On Kafka, the last record of each key is kept.
             deleting: On Kafka, old records are deleted; by default where it is not compacting.
             config: On Kafka, further settings of the topic by their names there.
+            pattern: On Kafka, instead of names: all topics whose whole name matches are read
+                as one, also those that are made later; `partitions` is how many each has.
         """
         if pattern is not None:
-            raise AppError(
-                f"app.topic(pattern={pattern!r}) cannot be read yet: topics are named",
-                remedy="app.topic(name) and an agent for each topic",
-            )
+            unmade = {
+                "packed": packed, "retention": retention, "replicas": replicas,
+                "compacting": compacting, "deleting": deleting, "config": config,
+            }  # fmt: skip
+            names = (_pattern_name(names, pattern, unmade),)
         if offset_reset not in (None, "earliest", "latest", "error"):
             raise AppError(
                 f"topic {', '.join(names)!r} has offset_reset={offset_reset!r}: expected "
@@ -565,6 +583,7 @@ class App:
 
     def hello(self, origin: str, alone: bool) -> wire.Hello:
         """What the app is, for the processes that do not import it."""
+        self.refuse_patterns()
         self.finalize()
         return wire.Hello(
             app_id=self.id,
@@ -842,6 +861,30 @@ def seconds_of(span: Any) -> float | None:
     """A span of time, as a number of seconds or a timedelta, in seconds."""
     seconds: float | None = span.total_seconds() if hasattr(span, "total_seconds") else span
     return seconds
+
+
+def _pattern_name(names: tuple[str, ...], pattern: str, unmade: dict[str, Any]) -> str:
+    """The name of the topic that stands for those that match.
+
+    Raises:
+        AppError: It is none, or more is said of topics that the app does not make.
+    """
+    if names:
+        raise AppError(
+            f"app.topic() is given the name {names[0]!r} and the pattern {pattern!r}",
+            remedy="one of them; a pattern may list names: a|b",
+        )
+    for word, value in unmade.items():
+        if value is not None:
+            raise AppError(
+                f"app.topic(pattern={pattern!r}) has {word}={value!r}: topics that match are "
+                "read as they are, and never made"
+            )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise AppError(f"app.topic(pattern={pattern!r}) is no pattern: {error}") from None
+    return patterns.MARK + pattern.removeprefix(patterns.MARK)
 
 
 def _word(value: Any) -> str:

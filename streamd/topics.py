@@ -13,8 +13,9 @@ from streamd.context import (
     current_scope,
     no_scope,
 )
-from streamd.errors import EncodeError
+from streamd.errors import AppError, EncodeError
 from streamd.partition import fast_partition_for
+from streamd.patterns import MARK, is_pattern
 
 HeadersArgument = Mapping[str, Any] | Sequence[tuple[str, Any]] | None
 
@@ -232,6 +233,7 @@ class Topic:
 
     def _hashed(self, data: bytes) -> int:
         if self._hash is None:
+            self._refuse_to_send()
             self._hash = fast_partition_for()
         return self._hash(data, self.partition_count)
 
@@ -275,6 +277,7 @@ class Topic:
         key_serializer: str | Codec | None,
         value_serializer: str | Codec | None,
     ) -> Record:
+        self._refuse_to_send()
         key_codec = self.key_codec
         if key_serializer is not None:
             key_codec = codec_for(key_serializer, None, default="raw")
@@ -295,6 +298,13 @@ class Topic:
                 partition = -1 if scope is None else scope.turn() % self.partition_count
         encoded = None if value is None else _encoded(value_codec, value)
         return Record(partition, data, encoded, timestamp, header_list(headers))
+
+    def _refuse_to_send(self) -> None:
+        if is_pattern(self.name):
+            raise AppError(
+                f"the topics that match {self.name.removeprefix(MARK)!r} are read, not sent to",
+                remedy="app.topic(name) for the one that is meant",
+            )
 
     def _too_large(self, size_bytes: int) -> EncodeError:
         return EncodeError(

@@ -40,16 +40,26 @@ class Access:
     ) -> None:
         self.count = 0  # partitions of each
         self._broker = broker
-        self._sources = list(sources)
-        self._needs = {
-            **dict.fromkeys(self._sources, READ),
-            **dict.fromkeys(kept, READ | WRITE),
-        }
+        self._kept = list(kept)
+        self.read(sources)
         self._reading = Way(broker.health, f"group {group}")
         self._writing = Way(broker.health, f"a checkpoint of group {group}")
         self._soon = asyncio.Event()
         self._astray: StreamdError | None = None
         self._given_back: set[tuple[str, str]] = set()  # topics that were made anew, and ids
+
+    def read(self, sources: Iterable[str], matched: frozenset[str] = frozenset()) -> None:
+        """These are read from now on.
+
+        Args:
+            matched: Of them those that need not be there: a pattern means them while they are.
+        """
+        names = list(sources)
+        self._sources = [name for name in names if name not in matched]
+        self._matched = matched
+        self._needs: Needs = {
+            **dict.fromkeys(names, READ), **dict.fromkeys(self._kept, READ | WRITE)
+        }  # fmt: skip
 
     # In threads; these block.
 
@@ -79,7 +89,9 @@ class Access:
         return seen
 
     def _look(self, needs: Needs) -> Look:
-        return self._broker.patiently(lambda: look(self._broker.admin, needs))
+        seen = self._broker.patiently(lambda: look(self._broker.admin, needs))
+        seen.gone = [name for name in seen.gone if name not in self._matched]
+        return seen
 
     def _sentences(self, seen: Look) -> list[str]:
         counts = {name: self._broker.wanted(name).partitions for name in seen.gone}
@@ -117,7 +129,8 @@ class Access:
             seen = await self._look_in_time(AGAIN_S if before else LOOK_S)
             if seen is None:
                 continue
-            gone, before = before.intersection(seen.gone), set(seen.gone)
+            missing = set(seen.gone) - self._matched
+            gone, before = before & missing, missing
             seen.gone = sorted(gone)
             if lost := gone.intersection(self._sources) - stopped:
                 stopped |= lost
@@ -126,6 +139,7 @@ class Access:
                 (name, topic.id)
                 for name, topic in seen.found.items()
                 if any(name == other and topic.id != id for other, id in held())
+                and not (name in self._matched and topic.partitions != self.count)
             }
             texts = [*self._sentences(seen), *self._misshapen(seen, anew)]
             self._reading.tell(texts)

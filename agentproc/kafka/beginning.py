@@ -5,7 +5,7 @@ committed: Faust's. Where that says nothing, it begins as the topic or the setti
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
@@ -69,18 +69,24 @@ def first_positions(
     resets: Mapping[str, str],
     extents: Extents,
     handed: Mapping[TP, int],
+    matched: Collection[str] = (),
 ) -> Positions:
     """The positions of all agents: those of the marker, and first ones for the others (pure).
 
     Args:
         handed: Offsets to take over.
+        matched: Topics that a pattern means: what an agent that has run before meets later is
+            read from its beginning.
 
     Raises:
         ConfigError: An agent has none, and must have one.
     """
     # `reset` leaves a marker without any: all is to be done again, wherever it began.
     is_reset = before.resets > 0 and not before.positions
-    positions = {agent: dict(known) for agent, known in before.positions.items()}
+    positions = {
+        agent: {topic: at for topic, at in known.items() if TP(topic, partition) in extents}
+        for agent, known in before.positions.items()
+    }
     for agent, topics in agents.items():
         for topic in topics:
             if topic in positions.setdefault(agent, {}):
@@ -90,7 +96,10 @@ def first_positions(
             if tp in handed and handed[tp] <= end:
                 offset = handed[tp]
             else:
-                reset = "earliest" if is_reset else resets.get(topic, "earliest")
+                is_later = topic in matched and agent in before.positions
+                reset = resets.get(topic, "earliest")
+                if is_reset or is_later:
+                    reset = "earliest"
                 offset = beginning(reset, agent, tp, low, end)
             positions[agent][topic] = position_of(offset)
     return positions

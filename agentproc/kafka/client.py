@@ -20,7 +20,7 @@ from streamd.agentproc.kafka import options, topics
 from streamd.agentproc.kafka.appending import Appender
 from streamd.agentproc.kafka.packs import open_pack, packed_count, stamps_of
 from streamd.agentproc.kafka.standings import Standings
-from streamd.agentproc.kafka.topics import ADMIN_S, TRY_S, broker_error
+from streamd.agentproc.kafka.topics import ADMIN_S, broker_error
 from streamd.errors import BrokerError
 from streamd.wire import FetchedRecord, GroupInfo, LagRow, LogTopic, OutRecord
 
@@ -96,11 +96,9 @@ class KafkaLog:
         return await self._run(self._appending, self._topics)
 
     def _topics(self) -> list[LogTopic]:
-        there = self.broker.patiently(self._list_topics)
+        there = self.broker.patiently(lambda: topics.counts(self.broker.admin))
         wanted = {
-            name: len(topic.partitions)
-            for name, topic in sorted(there.items())
-            if not name.startswith("__")
+            name: count for name, count in sorted(there.items()) if not name.startswith("__")
         }
         tps = [TP(name, p) for name, count in wanted.items() for p in range(count)]
         admin = self.broker.admin
@@ -115,12 +113,6 @@ class KafkaLog:
             )
             for name, count in wanted.items()
         ]
-
-    def _list_topics(self) -> dict[str, Any]:
-        try:
-            return self.broker.admin.list_topics(timeout=TRY_S).topics
-        except KafkaException as error:
-            raise broker_error("the topics cannot be listed", error) from error
 
     async def close(self) -> None:
         """Let go of the connections."""

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka import declaring, topics
+from streamd.agentproc.kafka.sourcing import meant, there_for
 from streamd.agentproc.kafka.topics import Found, Wanted
 from streamd.errors import ConfigError, StreamdError
+from streamd.patterns import is_pattern
 from streamd.wire import GroupInfo, TableInfo
 
 
@@ -30,9 +32,11 @@ def survey(
     """
     groups = list({group.name: group for group in groups}.values())
     partitions = {table.name: table.partitions for table in tables}
-    wanted = [broker.wanted(name) for name in broker.declared]
-    names = {*broker.declared, *declaring.names_of(broker.settings.id, groups)}
-    names |= {topic for group in groups for topic in declaring.topics_of(group)}
+    made = [name for name in broker.declared if not is_pattern(name)]
+    wanted = [broker.wanted(name) for name in made]
+    names = {*made, *declaring.names_of(broker.settings.id, groups)}
+    said = {topic for group in groups for topic in declaring.topics_of(group)}
+    names |= set(meant(broker, said, there_for(broker, said)).topics)
     found = broker.patiently(lambda: topics.describe(broker.admin, names, topics.TRY_S))
     result = Survey(found)
     for group in groups:

@@ -12,6 +12,7 @@ from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka import checking, making, resetting
 from streamd.agentproc.kafka.client import KafkaLog
 from streamd.agentproc.kafka.installation import installation
+from streamd.agentproc.kafka.sourcing import meant, there_for
 from streamd.app import App
 from streamd.wire import GroupInfo, Hello
 
@@ -58,7 +59,8 @@ def permissions_of(app: App, hello: Hello, survey: making.Survey) -> Iterator[ch
     """What the app may not do on the cluster that it needs to."""
     broker = KafkaBroker(app.settings, hello.topics, "", PATIENCE_S)
     agents = [agent for group in hello.groups for agent in group.agents]
-    read = {topic for agent in agents for topic in agent.topics}
+    said = {topic for agent in agents for topic in agent.topics}
+    read = set(meant(broker, said, there_for(broker, said)).topics)
     needs = checking.needs_of(app.settings, survey, read)
     groups = [f"{app.settings.id}.{group.name}" for group in hello.groups if group.agents]
     return checking.permissions(broker.admin, needs, survey.missing, groups)

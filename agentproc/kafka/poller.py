@@ -84,7 +84,7 @@ class Poller(threading.Thread):
         # By the protocol of KIP-848 partitions come and go one by one, whoever assigns them.
         self._together = options.get("partition.assignment.strategy") == "range"
         self._consumer = Consumer({**options, "error_cb": self._problem})
-        self._topics = topics
+        self.topics = topics  # as it subscribed to them last
         self._loop = loop
         self._lose, self._gain = lose, gain
         self._take, self._failed, self._astray = take, failed, astray
@@ -132,9 +132,13 @@ class Poller(threading.Thread):
         """Read nothing more of these topics until their partitions were gained anew."""
         self._commands.append(lambda: self._drop(topics))
 
-    def rejoin(self) -> None:
-        """Leave the group and join it anew: all of its partitions are shared out again."""
-        self._commands.append(self._rejoin)
+    def rejoin(self, topics: list[str] | None = None) -> None:
+        """Leave the group and join it anew: all of its partitions are shared out again.
+
+        Args:
+            topics: To read from then on; None: the same.
+        """
+        self._commands.append(lambda: self._rejoin(topics or self.topics))
 
     def end(self, leave: bool) -> None:
         """Stop reading; `leave`: others may have the partitions at once, for good."""
@@ -164,13 +168,13 @@ class Poller(threading.Thread):
 
     def _subscribe(self) -> None:
         self._consumer.subscribe(
-            self._topics,
+            self.topics,
             on_assign=self._on_assign,
             on_revoke=self._on_revoke,
             on_lost=self._on_lost,
         )
 
-    def _rejoin(self) -> None:
+    def _rejoin(self, topics: list[str]) -> None:
         self._dropped.clear()
         self._consumer.unsubscribe()
         deadline = time.monotonic() + self._bound_s
@@ -178,6 +182,7 @@ class Poller(threading.Thread):
             # What comes meanwhile is read again by who gets it.
             self._consumer.poll(POLL_S)
         if not self._ending.is_set():
+            self.topics = topics
             self._subscribe()
 
     def _close(self) -> None:

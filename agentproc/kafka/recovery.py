@@ -85,6 +85,7 @@ class Home(NamedTuple):
     resets: Mapping[str, str] = MappingProxyType(
         {}
     )  # topic -> where an agent without a position begins
+    matched: frozenset[str] = frozenset()  # of the sources, those that a pattern means
 
 
 class Recovery:
@@ -203,7 +204,13 @@ class Recovery:
                 starts=logs,
                 # First ones are kept at once: the end of a topic is another one later.
                 positions=first_positions(
-                    before[partition], partition, home.agents, home.resets, sources, handed
+                    before[partition],
+                    partition,
+                    home.agents,
+                    home.resets,
+                    sources,
+                    handed,
+                    home.matched,
                 ),
                 topics=dict(self._ids),
                 moment=time.time(),

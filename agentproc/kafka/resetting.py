@@ -21,6 +21,7 @@ from streamd.agentproc.kafka.markers import (
     encode_marker,
     marker_key,
 )
+from streamd.agentproc.kafka.sourcing import meant, there_for
 from streamd.agentproc.kafka.standings import Standings
 from streamd.errors import BrokerError, Busy
 from streamd.wire import GroupInfo
@@ -51,7 +52,8 @@ def reset(
         BrokerError: The cluster is away, or refuses.
     """
     broker.patiently(lambda: _refuse_members(broker, groups))
-    names = sorted({topic for group in groups for topic in declaring.topics_of(group)})
+    said = {topic for group in groups for topic in declaring.topics_of(group)}
+    names = meant(broker, said, there_for(broker, said)).topics
     found = broker.patiently(lambda: topics.describe(broker.admin, names, topics.TRY_S))
     tps = [
         TP(name, p) for name in names if name in found for p in range(found[name].partitions)

@@ -42,12 +42,14 @@ from streamd.agentproc.kafka.progress import Progress
 from streamd.agentproc.kafka.reading import Read
 from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
 from streamd.agentproc.kafka.sources import Tracer
+from streamd.agentproc.kafka.sourcing import Sources
 from streamd.agentproc.kafka.standby import FETCH_MS, Standby
 from streamd.agentproc.kafka.storing import LocalTables
 from streamd.agentproc.kafka.watching import Ends
 from streamd.agentproc.store.rows import Rows
-from streamd.errors import BrokerError, Fenced, StreamdError
+from streamd.errors import BrokerError, ConfigError, Fenced, StreamdError
 from streamd.failpoints import failpoint
+from streamd.patterns import is_pattern
 from streamd.wire import StandbyRow
 
 if TYPE_CHECKING:
@@ -82,7 +84,10 @@ class KafkaSession:
         settings, app_id, group = broker.settings, subscription.app_id, subscription.group
         self._group = declaring.group_id(app_id, group)
         self._exactly_once = settings.processing_guarantee == "exactly_once"
-        self._topics = sorted({t for names in subscription.agents.values() for t in names})
+        markers = declaring.markers_topic(app_id, group)
+        self._sources = Sources(broker, group, subscription.agents, markers)
+        self._topics = self._sources.named  # with patterns, what they mean as well
+        self._agents = dict(subscription.agents)  # agent -> what it reads of them
         self._home = Home(
             self._topics,
             declaring.markers_topic(app_id, group),
@@ -122,6 +127,7 @@ class KafkaSession:
         self._is_new = True  # partitions have come, and nobody has looked at all of them
         self._looking: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._finding: asyncio.Task[None] | None = None
         self._standby: Standby | None = None
         self._choosing: asyncio.Task[None] | None = None
 
@@ -135,10 +141,11 @@ class KafkaSession:
         await self._in_thread(self._recovering, self._prepare)
         if not self._subscription.agents and not self._subscription.tables:
             return
-        subscribed = self._topics or list(self._home.changelogs.values())[:1]
+        subscribed = await self._in_thread(self._recovering, self._sources.find)
+        subscribed = subscribed or list(self._home.changelogs.values())[:1]
         self._opened = loop.create_future()
         self._poller = Poller(
-            self._member_options(len(subscribed) > 1),
+            self._member_options(len(subscribed) > 1 or bool(self._sources.patterns)),
             subscribed,
             loop,
             name=f"kafka {self._subscription.group}",
@@ -162,6 +169,8 @@ class KafkaSession:
         if broker.settings.broker_group_protocol == "classic":
             self._looking = loop.create_task(self._look_for_unread(), name="unread")
         self._watching = loop.create_task(self._watch(), name="topics")
+        if self._sources.patterns:
+            self._finding = loop.create_task(self._find(), name="patterns")
         if self._local is not None:
             self._keeping = loop.create_task(self._keep(self._local))
             self._follow_others(self._local.topic_ids)
@@ -172,6 +181,29 @@ class KafkaSession:
             await self._access.watch(self._held, self._poller.drop, self._poller.rejoin)
         except Exception as error:
             self._failed(error)
+
+    async def _find(self) -> None:
+        poller = self._poller
+        assert poller is not None
+        try:
+            await self._sources.follow(lambda: poller.topics, poller.rejoin)
+        except Exception as error:
+            self._failed(error)
+
+    def _adopt(self, subscribed: list[str]) -> None:
+        """Read these topics, with what is gained next; nothing is held now."""
+        sources = self._sources
+        self._topics = [topic for topic in subscribed if topic != sources.anchor]
+        matched = frozenset(self._topics) - set(sources.named)
+        self._agents = sources.agents(self._topics)
+        self._home = self._home._replace(
+            sources=self._topics,
+            agents=self._agents,
+            resets=sources.resets(self._topics, self._subscription.resets),
+            packed=frozenset(filter(self._broker.packed, self._topics)),
+            matched=matched,
+        )
+        self._access.read(self._topics, matched)
 
     def _held(self) -> set[tuple[str, str]]:
         """The sources as they were when their partitions were taken over, and their ids."""
@@ -189,10 +221,17 @@ class KafkaSession:
     def _prepare(self) -> None:
         """Make and check the topics; make the producer. Blocks."""
         broker, subscription = self._broker, self._subscription
+        if self._sources.patterns and broker.settings.broker_group_protocol != "classic":
+            raise ConfigError(
+                f"group {subscription.group!r} reads topics by a pattern, and "
+                "broker_group_protocol is 'consumer'",
+                remedy="broker_group_protocol='classic'",
+            )
         kept = [*self._home.changelogs.values(), self._home.markers]
         self._access.wait_permitted()
-        there = broker.ensure(map(broker.wanted, self._topics), seen=kept)
-        counts = {name: there[name].partitions for name in self._topics}
+        there = broker.ensure(map(broker.wanted, self._sources.named), seen=kept)
+        counts = {name: there[name].partitions for name in self._sources.named}
+        counts |= {name: broker.wanted(name).partitions for name in self._sources.patterns}
         own = declaring.kept_by(
             broker.settings, subscription.group, subscription.tables, counts
         )
@@ -210,7 +249,8 @@ class KafkaSession:
 
     def _learn_limits(self) -> None:
         changelogs = self._home.changelogs
-        limits = limits_of(self._broker.admin, {*self._broker.declared, *changelogs.values()})
+        declared = [name for name in self._broker.declared if not is_pattern(name)]
+        limits = limits_of(self._broker.admin, {*declared, *changelogs.values()})
         self.table_limits = {table: limits.pop(topic) for table, topic in changelogs.items()}
         self.topic_limits = limits
 
@@ -302,7 +342,11 @@ class KafkaSession:
 
     async def _gain(self, tps: set[TP]) -> None:
         async with self._rebalancing:
-            partitions = self.recovering = sorted({tp.partition for tp in tps})
+            assert self._poller is not None
+            subscribed = self._poller.topics
+            partitions = self.recovering = sorted(self._sources.whole(tps, subscribed))
+            if self._sources.patterns:
+                self._adopt(subscribed)
             if self._holder is not None and partitions:
                 self._holder.recovers()
             if self._standby is not None:
@@ -321,7 +365,6 @@ class KafkaSession:
                 self.recovering = []
                 self._holder.has_gained()
             self.recovering = []
-            assert self._poller is not None
             for tp, position in self._lowest_positions(partitions).items():
                 self._turns[tp] = self._turns.get(tp, 0) + 1
                 self._poller.begin(tp, self._turns[tp], position, self._progress[tp].highs)
@@ -330,6 +373,11 @@ class KafkaSession:
         if not partitions:
             return {}
         ids = self._access.wait_clear()
+        if self._sources.patterns:
+            # What a pattern meant may be gone by now.
+            self._adopt(
+                [topic for topic in (self._home.markers, *self._topics) if topic in ids]
+            )
         if self._local is not None:
             self._local.topic_ids |= ids
         reader = options.reader(self._broker.reach, f"{self._group}.recovery")
@@ -386,7 +434,7 @@ class KafkaSession:
             self._rows[table, partition] = rows
         if self._local is not None:
             self._local.begin(partition, marker, taken.rows)
-        for agent, names in self._subscription.agents.items():
+        for agent, names in self._agents.items():
             for topic in names:
                 tp = TP(topic, partition)
                 low = position_of(taken.sources[topic].low)
@@ -626,7 +674,7 @@ class KafkaSession:
             assert self._local is not None
             await self._save(self._local, wanted=True)
             await self._local.close()
-        for task in (self._looking, self._watching, self._choosing):
+        for task in (self._looking, self._watching, self._finding, self._choosing):
             if task is not None:
                 task.cancel()
         if self._standby is not None:

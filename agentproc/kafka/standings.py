@@ -16,6 +16,7 @@ from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka import declaring, options, topics
 from streamd.agentproc.kafka.markers import Marker, Newest, decode_marker
 from streamd.agentproc.kafka.packs import offset_of
+from streamd.agentproc.kafka.sourcing import meant, there_for
 from streamd.errors import BrokerError
 from streamd.wire import GroupInfo, LagRow
 
@@ -130,17 +131,20 @@ class Standings:
     def lag(self) -> list[LagRow]:
         """Where each agent is in each partition, as of the last look; ends are asked for."""
         broker = self._broker
-        names = {topic for group in self.groups for topic in declaring.topics_of(group)}
+        said = {topic for group in self.groups for topic in declaring.topics_of(group)}
+        there = there_for(broker, said)
+        names = meant(broker, said, there).topics
         found = broker.patiently(lambda: topics.describe(broker.admin, names, topics.TRY_S))
         # A topic that is not there yet is empty.
         counts = {name: found.get(name, broker.wanted(name)).partitions for name in names}
-        tps = [TP(name, p) for name in sorted(names) for p in range(counts[name])]
+        tps = [TP(name, p) for name in names for p in range(counts[name])]
         ends = topics.ends(broker.admin, [tp for tp in tps if tp.topic in found])
         rows: list[LagRow] = []
         unread: list[LagRow] = []
         for group in self.groups:
             for agent in group.agents:
-                for tp in (tp for tp in tps if tp.topic in agent.topics):
+                reads = set(meant(broker, agent.topics, there).topics)
+                for tp in (tp for tp in tps if tp.topic in reads):
                     end = ends.get(tp, 0)
                     at = self.position(group.name, agent.name, tp)
                     behind = 0 if at is None else max(0, end - at)

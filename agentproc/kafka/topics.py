@@ -241,6 +241,19 @@ def _create(admin: AdminClient, missing: list[Wanted]) -> None:
                 raise broker_error(f"topic {name!r} cannot be made", error) from error
 
 
+def counts(admin: AdminClient) -> dict[str, int]:
+    """Every topic of the cluster, and how many partitions it has.
+
+    Raises:
+        Away: The cluster cannot be reached.
+    """
+    try:
+        there = admin.list_topics(timeout=TRY_S).topics
+    except KafkaException as error:
+        raise broker_error("the topics cannot be listed", error) from error
+    return {name: len(topic.partitions) for name, topic in there.items() if not topic.error}
+
+
 def ends(admin: AdminClient, tps: Iterable[TP]) -> dict[TP, int]:
     """The offset after the last record of each partition; none where the cluster is away."""
     return offsets(admin, dict.fromkeys(tps, OffsetSpec.latest()))  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """Which positions a group on Kafka takes up that its marker does not have."""
 
 from streamd.agentproc.broker import TP
-from streamd.agentproc.kafka.beginning import first_positions
+from streamd.agentproc.kafka.beginning import first_positions, forgetting
 from streamd.agentproc.kafka.markers import NOBODY, Incarnation, Marker
 from streamd.agentproc.kafka.packs import position_of
 
@@ -32,3 +32,27 @@ def test_offsets_that_are_handed_over_win_unless_the_topic_ends_before() -> None
     for offset, begins in ((5, 5), (9, 9), (10, 2)):
         taken = first_positions(NEW, 0, {"a": ["t"]}, {}, EXTENTS, {TP("t", 0): offset})
         assert taken == {"a": {"t": position_of(begins)}}
+
+
+def test_what_a_pattern_means_later_is_read_from_its_beginning() -> None:
+    met = Marker(Incarnation(3, 1), 7, {}, {"a": {"gone": position_of(5)}}, {})
+    agents = {"a": ["t"], "new": ["t"]}
+
+    taken = first_positions(met, 0, agents, LATEST, EXTENTS, {}, {"t"})
+
+    # The position in a topic that is gone is not kept: one of its name is another topic.
+    assert taken == {"a": {"t": position_of(2)}, "new": {"t": position_of(9)}}
+
+
+def test_of_a_topic_that_was_made_anew_nothing_is_kept() -> None:
+    highs = [("s", "g", "x", 0, 1, 0)]
+    marker = Marker(
+        Incarnation(3, 1), 7, {}, {"a": {"t": position_of(4), "u": 8}},
+        {"t": highs, "u": highs}, topics={"t": "one", "u": "two"},
+    )  # fmt: skip
+
+    left = forgetting(marker, {"t"})
+
+    assert left.positions == {"a": {"t": 0, "u": 8}}
+    assert left.highs == {"u": highs}
+    assert forgetting(marker, set()) is marker

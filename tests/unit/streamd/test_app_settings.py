@@ -1,5 +1,6 @@
 """Settings and keywords that say what an app is: each has an effect, or is refused or told."""
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,11 +130,39 @@ def test_where_agents_begin_is_said_by_topic_or_setting_and_own_topics_from_the_
         app.topic("words", offset_reset="beginning")
 
 
-def test_topics_by_pattern_are_refused_with_what_to_do() -> None:
-    with pytest.raises(AppError, match="topics are named") as refused:
-        App("proj").topic(pattern="news-.*")
+def test_topics_by_pattern_are_for_kafka_and_refused_elsewhere_with_what_to_do() -> None:
+    for broker in ("embedded://", "memory://"):
+        app = App("proj", broker=broker)
+        app.topic(pattern="news-.*")
+        with pytest.raises(AppError, match="is read on Kafka only") as refused:
+            app.refuse_patterns()
+        assert "name the topics" in (refused.value.remedy or "")
+    app = App("proj", broker="kafka://host")
+    app.topic(pattern="news-.*")
+    app.refuse_patterns()
 
-    assert "an agent for each topic" in (refused.value.remedy or "")
+
+@pytest.mark.parametrize(
+    ("names", "keywords", "text"),
+    [
+        (["news"], {}, "the name 'news' and the pattern"),
+        ([], {"retention": 60}, "read as they are, and never made"),
+        ([], {"pattern": "news-("}, "is no pattern"),
+    ],
+)
+def test_a_pattern_that_cannot_be_meant_is_refused(
+    names: list[str], keywords: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(AppError, match=text):
+        App("proj").topic(*names, **{"pattern": "news-.*", **keywords})
+
+
+def test_what_is_named_by_a_pattern_is_not_sent_to() -> None:
+    topic = App("proj", broker="kafka://host").topic(pattern="news-.*", key_type=str)
+
+    for key in (None, "k"):
+        with pytest.raises(AppError, match="are read, not sent to"):
+            asyncio.run(topic.send(key=key, value=1))
 
 
 def test_web_host_is_a_name_that_a_request_may_have() -> None:
