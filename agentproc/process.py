@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
@@ -63,7 +62,6 @@ from streamd.wire import (
 log = logging.getLogger(__name__)
 
 STATS_S = 1.0
-STATS_AGAIN_S = 10.0  # where nothing has changed
 COLD_S = 0.3
 GOODBYE_S = 0.2
 GARBAGE_OBJECTS = 10_000  # new ones before garbage is looked for
@@ -342,15 +340,14 @@ class Process:
 
     async def _report(self) -> None:
         told: Stats | None = None
-        told_at = 0.0
         while True:
             await asyncio.sleep(STATS_S)
             push_log()
             stats = self._stats()
             # A hundred idle processes would keep the master busy with news that are none.
-            if stats != told or time.monotonic() - told_at > STATS_AGAIN_S:
+            if stats != told:
                 self._tell(stats)
-                told, told_at = stats, time.monotonic()
+                told = stats
             if self._stopping:
                 self._tell(Draining([*stats.busy_with, *self._calls_in_work()]))
 

@@ -133,6 +133,7 @@ class Master:
         failpoint("master.locked")
         await self._control.serve()
         self._begin(self._start(), "start")
+        loop = asyncio.get_running_loop()
         second_at = alive_at = self._began_at
         while self._exit_code is None:
             self._handle_signals()
@@ -152,9 +153,9 @@ class Master:
                 except Exception:
                     # Figures are no reason to end a fleet that works.
                     log.exception("the state could not be told")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await self._wake.wait()
+            tick = loop.call_later(TICK_S, self._wake.set)
+            await self._wake.wait()
+            tick.cancel()
             self._wake.clear()
         self._leave_nothing()
         return self._exit_code

@@ -232,12 +232,18 @@ class HangWatch:
     limit_s: float
     armed_at: float = 0.0  # beats are not asked for before that
     _bad: int = 0
+    _clear_until: float = 0.0  # the last beat counts until then
+
+    def is_clear(self, now: float) -> bool:
+        """True while a beat that was judged is recent enough: there is no need to look."""
+        return now < self._clear_until
 
     def is_hung(self, beat: float, now: float) -> bool:
         """Judge one look; to be called at each look, with the moment of the last beat."""
         late_s = now - max(beat, self.armed_at)
         if beat <= 0.0 or late_s <= self.limit_s or self.limit_s <= 0.0:
             self._bad = 0
+            self._clear_until = beat + self.limit_s if beat > 0.0 else 0.0
             return False
         self._bad += 1
         return self._bad >= 2

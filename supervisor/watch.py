@@ -58,6 +58,9 @@ class Watch:
                 elif run.hangs is not None and was_late:
                     run.hangs.forgive(now)
                 elif run.hangs is not None:
+                    if run.page is not None and run.hangs.is_clear(now):
+                        # Reading a hundred pages each time would be half of idling.
+                        continue
                     beat = last_beat(child.kind, run, now)
                     if run.hangs.is_hung(beat, now):
                         self._end(child, run, "its loop did not turn", now - beat)
@@ -113,11 +116,13 @@ class Watch:
         if log_child is None or log_child.run is None or log_child.run.log_state is None:
             return
         state = log_child.run.log_state
+        if state.holder_s <= HOLDER_S:
+            return
         for child in self._fleet.agents:
             run = child.run
             if run is None or run.pid != state.holder_pid or run.killed_for is not None:
                 continue
-            if state.holder_s > HOLDER_S and _state_of(run.pid) == "T":
+            if _state_of(run.pid) == "T":
                 self._end(child, run, "it was stopped with the turn to write", state.holder_s)
 
     def _end(

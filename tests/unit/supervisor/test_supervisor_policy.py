@@ -227,6 +227,16 @@ def test_a_hang_needs_two_bad_looks_in_a_row() -> None:
     assert watch.is_hung(beat=11.4, now=12.7)
 
 
+def test_a_beat_that_was_judged_counts_for_the_limit_and_no_longer() -> None:
+    watch = HangWatch(limit_s=1.0)
+    before = watch.is_clear(10.0)
+    watch.is_hung(beat=10.0, now=10.2)
+
+    assert not before
+    assert watch.is_clear(10.9)
+    assert not watch.is_clear(11.0)
+
+
 def test_a_process_that_has_not_beaten_yet_does_not_hang() -> None:
     watch = HangWatch(limit_s=1.0)
 
