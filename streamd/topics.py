@@ -17,6 +17,9 @@ from streamd.errors import AppError, EncodeError
 from streamd.partition import fast_partition_for
 from streamd.patterns import MARK, is_pattern
 
+# Of a str key: its bytes, its partition, most bytes of a value beside it, what a send returns.
+_Remembered = tuple[bytes, int, int, Sent]
+
 HeadersArgument = Mapping[str, Any] | Sequence[tuple[str, Any]] | None
 
 # Placed keys remembered for each topic: a key of a hot set is hashed once.
@@ -74,8 +77,7 @@ class Topic:
         self.help = help
         self.use_serializers("raw", "json")
         self._most_bytes = NO_LIMIT_BYTES
-        # str key -> its bytes, its partition, and how many bytes a value beside it may have
-        self._remembered: dict[str, tuple[bytes, int, int]] = {}
+        self._remembered: dict[str, _Remembered] = {}
         self._sent: dict[int, Sent] = {}  # partition -> what a send in an agent returns
         self._hash: Callable[[bytes, int], int] | None = None
 
@@ -167,9 +169,9 @@ class Topic:
         ):
             # The hot path: one record of many that an agent sends with a str key.
             try:
-                data, place, room_bytes = self._remembered[key]
+                data, place, room_bytes, sent = self._remembered[key]
             except KeyError:
-                data, place, room_bytes = self._remember(key)
+                data, place, room_bytes, sent = self._remember(key)
             try:
                 if value.__class__ in _ATOMS:
                     encoded = self._encode_atom(value)
@@ -184,7 +186,7 @@ class Topic:
             lane.keys.append(data)
             if scope.traces:
                 lane.events.append(scope.stream.index)
-            return self._sent[place]
+            return sent
         record = self._record(key, value, partition, timestamp, headers,
                               key_serializer, value_serializer)  # fmt: skip
         if scope is None:
@@ -237,14 +239,16 @@ class Topic:
             self._hash = fast_partition_for()
         return self._hash(data, self.partition_count)
 
-    def _remember(self, key: str) -> tuple[bytes, int, int]:
+    def _remember(self, key: str) -> "_Remembered":
         data = _encoded(self.key_codec, key)
         place = self._hashed(data)
         if len(self._remembered) >= REMEMBERED_KEYS:
             self._remembered.clear()
-        placed = self._remembered[key] = data, place, self._most_bytes - len(data)
-        self._sent.setdefault(place, Placed(RecordMetadata(self.name, place, None, 0.0)))
-        return placed
+        sent = self._sent.get(place)
+        if sent is None:
+            sent = self._sent[place] = Placed(RecordMetadata(self.name, place, None, 0.0))
+        found = self._remembered[key] = data, place, self._most_bytes - len(data), sent
+        return found
 
     def _buffer(self, scope: Any, record: Record, callback: Callback | None) -> Sent:
         """Put a record where the scope's next checkpoint finds it."""

@@ -87,6 +87,14 @@ def test_librdkafka_takes_what_a_transactional_producer_is_told() -> None:
     assert told["socket.timeout.ms"] == 6000
 
 
+def test_what_comes_before_the_last_transaction_is_over_is_soon_tried_again() -> None:
+    # By librdkafka's own 100 ms, each of many transactions in a row takes as long.
+    assert options.producer(reach(), transactional_id="us/1")["retry.backoff.ms"] < 10
+
+    given = reach(broker_producer_options={"retry.backoff.ms": 50})
+    assert options.producer(given, transactional_id="us/1")["retry.backoff.ms"] == 50
+
+
 def test_a_table_of_the_file_has_options_with_their_own_names(tmp_path: Path) -> None:
     file = tmp_path / "streamd.toml"
     file.write_text("web_port = 1\n[broker_options]\n'linger.ms' = 7\n")
