@@ -27,6 +27,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -61,6 +62,7 @@ EXIT_NO_DESCRIPTORS = 1
 FORK_DESCRIPTORS = 4
 ADOPTION_S = 5.0
 GOODBYE_S = 0.2
+SIGNALS = signal.valid_signals()
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -77,6 +79,7 @@ class Zygote:
         self._frames: deque[tuple[int, Message]] = deque()
         self._descriptors: deque[int] = deque()  # received, not yet claimed by a Fork
         self._forks_for_master = False  # in one step
+        self._handled: list[int] = []  # signals that the import has set handlers for
 
     def run(self) -> int:
         """Import, then fork on request until the master closes the link; the exit code."""
@@ -94,6 +97,7 @@ class Zygote:
             return failed.exit_code
         prepare_for_forks()
         self._forks_for_master = forking.is_possible()
+        self._handled = handled_signals()
         self._send(-id, hello)
         while (frame := self._receive()) is not None:
             id, order = frame
@@ -116,7 +120,7 @@ class Zygote:
         ends = [self._descriptors.popleft() for _ in range(FORK_DESCRIPTORS)]
         # Nothing may arrive at the child before its handlers stand: it would act on the
         # zygote's, or be lost. The process unblocks them itself.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         flush_output()
         try:
             if self._forks_for_master:
@@ -183,7 +187,7 @@ class Zygote:
             failpoint("zygote.in-child")
             if wait_adopted(parent, self._master):
                 failpoint("zygote.adopted")
-                reset_process(plan.process)
+                reset_process(plan.process, self._handled)
                 code = process.run(plan, app, process.Ends(link, page, dump))
         except BaseException:
             traceback.print_exc()
@@ -262,12 +266,25 @@ def wait_adopted(parent: int, master: int) -> bool:
     return os.getppid() == master
 
 
-def reset_process(name: str) -> None:
-    """Undo what a process inherits from the one that imported the app."""
+def handled_signals() -> list[int]:
+    """The signals that do not mean here what they mean by default."""
+    return [
+        number
+        for number in SIGNALS - {signal.SIGKILL, signal.SIGSTOP}
+        if signal.getsignal(number) not in (None, signal.SIG_DFL)
+    ]
+
+
+def reset_process(name: str, handled: Iterable[int]) -> None:
+    """Undo what a process inherits from the one that imported the app.
+
+    Args:
+        name: Of the process.
+        handled: The signals that the import has set handlers for.
+    """
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(number) not in (None, signal.SIG_DFL):
-            signal.signal(number, signal.SIG_DFL)
+    for number in handled:
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.unregister(signal.SIGUSR1)
