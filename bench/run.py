@@ -4,8 +4,10 @@
 measures what streamd is compared with, alone.
 """
 
+import compileall
 import importlib
 import sys
+from pathlib import Path
 
 BENCHES = (
     "wordcount",
@@ -17,6 +19,7 @@ BENCHES = (
     "supervision",
     "kafka",
 )
+PACKAGES = ("streamd", "agentproc", "supervisor", "webgw")
 BY_HAND = {"kafka": "kafka_by_hand"}
 LONG = ("supervision", "kafka", "kafka_by_hand")
 
@@ -30,6 +33,9 @@ def main(words: list[str]) -> int:
         known = f"{' '.join(BENCHES)}, or {' '.join(BY_HAND)} --by-hand"
         print(f"Error: there is no bench {unknown[0]!r}\nTry: {known}")
         return 2
+    for package in PACKAGES:
+        # As they are installed; a clone may have no bytecode, or that of an older text.
+        compileall.compile_dir(Path(__file__).parent.parent / package, quiet=1)
     for name in [modules[name] for name in names or modules]:
         options = {"small": True} if small and name in LONG else {}
         for line in importlib.import_module(name).run(**options):
