@@ -66,8 +66,17 @@ def cpu_of(pid: int) -> float:
 
 def private_bytes(pid: int) -> int:
     """Memory that only this process has."""
+    return _mapped_bytes(pid, "Private_")
+
+
+def shared_out_bytes(pid: int) -> int:
+    """Its private memory, and of each shared page its part: a tenth, where ten share it."""
+    return _mapped_bytes(pid, "Pss:")
+
+
+def _mapped_bytes(pid: int, kind: str) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
 @contextmanager

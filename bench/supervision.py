@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from instance import private_bytes
+from instance import private_bytes, shared_out_bytes
 from supervisors import OTHERS, Kind, Other, Streamd, is_alive
 
+EVENTS = 100  # for each agent that is to have worked
+REST_S = 2.0  # reports of the last events are over then
 STUCK = 3
 GONE_S = 0.2  # after the death of the master
 
@@ -60,7 +62,7 @@ def seconds(value: float) -> str:
 
 
 def mib(value: float) -> str:
-    return f"{value / 2**20:.1f} MB"
+    return f"{value / 2**20:.1f} MiB"
 
 
 def percent(value: float) -> str:
@@ -77,7 +79,9 @@ def rows(size: Size) -> list[Row]:
         Row("term", f"TERM of {n} idle", seconds, 0.3),
         Row("rss", "master: resident memory", mib, 25 * 2**20),
         Row("cpu", "master: CPU, idle", percent, 0.3),
-        Row("private", "one more child: private memory", mib, 3 * 2**20),
+        Row("private", "one more child, idle: private memory", mib, 3 * 2**20),
+        Row("pss", "one more child, idle: PSS", mib, 3 * 2**20),
+        Row("worked", f"one more child, {EVENTS} events: private", mib, 5e6),
         Row("alive", f"alive {GONE_S:g} s after kill -9 of the master", "{:.0f}".format, 0),
         Row("usr1", f"USR1, {STUCK} of {n} stuck: all stacks", seconds, 1.0),
     ]
@@ -110,6 +114,7 @@ def measure(subject: Streamd | Other, size: Size) -> Iterator[tuple[str, float |
     spent_s = (cpu_ns(subject.master) - before) / 1e9
     yield "cpu", 100.0 * spent_s / (time.monotonic() - began_at)
     yield "private", float(median(private_bytes(pid) for pid in subject.children()))
+    yield "pss", float(median(shared_out_bytes(pid) for pid in subject.children()))
     if subject.restarts:
         yield "one", median(replace(subject, 1) for _ in range(size.singles))
         yield "all", replace(subject, size.children)
@@ -148,6 +153,18 @@ def left_alive(subject: Streamd | Other, trials: int) -> float:
     return most
 
 
+def memory_after_work(subject: Streamd) -> float:
+    """Private memory of an agent that has settled events and rests, the median, in bytes."""
+    subject.start()
+    subject.wait_ready()
+    subject.work(EVENTS)
+    time.sleep(REST_S)
+    children = subject.children()
+    private = float(median(private_bytes(pid) for pid in children))
+    subject.kill(children)
+    return private
+
+
 def time_stacks(subject: Streamd) -> float:
     """From USR1 to the stacks of all agents in the log, in seconds."""
     subject.start()
@@ -166,15 +183,17 @@ def measure_streamd(size: Size) -> Iterator[tuple[str, float | None]]:
     """All figures of streamd."""
     with tempfile.TemporaryDirectory(prefix="sb-") as folder:
         yield from measure(Streamd(Path(folder), size.children), size)
+        yield "worked", memory_after_work(Streamd(Path(folder), size.children))
         yield "alive", left_alive(Streamd(Path(folder), size.children), size.kills)
         yield "usr1", time_stacks(Streamd(Path(folder), size.children, stuck=STUCK))
 
 
 def measure_other(kind: Kind, size: Size) -> Iterator[tuple[str, float | None]]:
-    """All figures of one of the others; none can show what a stuck child does."""
+    """All figures of one of the others; none has events, or shows what a stuck child does."""
     with tempfile.TemporaryDirectory(prefix="sb-") as folder:
         yield from measure(Other(kind, Path(folder), size.children), size)
         yield "alive", left_alive(Other(kind, Path(folder), size.children), size.other_kills)
+        yield "worked", None
         yield "usr1", None
 
 

@@ -7,6 +7,7 @@ are up to that moment and theirs up to the existence of the process.
 """
 
 import importlib.metadata
+import json
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from streamd.instance import Folder
 POLL_S = 0.002
 
 APP = """
-import asyncio, time
+import asyncio, os, time
 import streamd
 
 app = streamd.App("bench", hang_limit=600)
@@ -42,6 +43,13 @@ def make(number):
 
 
 agents = [make(number) for number in range({count})]
+
+
+@app.command()
+async def work(self):
+    for event in range(int(os.environ["EVENTS"])):
+        for agent in agents:
+            await agent.send(value=event)
 """
 
 SUPERVISOR = """
@@ -256,7 +264,7 @@ class Streamd:
                     "--without-web", "--logfile", str(self._log),
                 ],
                 cwd=self._folder, stdout=output, stderr=output, start_new_session=True,
-                env={**os.environ, "STREAMD_RUNTIME_DIR": str(self._folder / "run")},
+                env=self._environment(),
             )  # fmt: skip
 
     def wait_ready(self, within_s: float = 60.0) -> None:
@@ -276,6 +284,15 @@ class Streamd:
     def wait_replaced(self, before: set[int], killed: int, within_s: float = 60.0) -> None:
         """Wait until so many have become ready since the last wait."""
         self._wait_lines(RUNNING, killed, within_s)
+
+    def work(self, events: int, within_s: float = 60.0) -> None:
+        """Send so many events to each agent, and wait until they are settled."""
+        self._command("work", EVENTS=str(events))
+        deadline = time.monotonic() + within_s
+        while json.loads(self._command("--json", "status"))["events"] < events * self.count:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"streamd: not all events within {within_s:g} s")
+            time.sleep(0.1)
 
     def wait_stacks(self, within_s: float = 60.0) -> None:
         """Wait until the stacks of all agents stand in the log."""
@@ -301,6 +318,16 @@ class Streamd:
         """Send a signal to the instance."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    def _command(self, *words: str, **environment: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "streamd", "-A", "bench", *words],
+            cwd=self._folder, stdout=subprocess.PIPE, check=True, text=True,
+            env={**self._environment(), **environment},
+        ).stdout  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "STREAMD_RUNTIME_DIR": str(self._folder / "run")}
 
     def _read(self, at: int) -> bytes:
         try:
