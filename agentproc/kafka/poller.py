@@ -322,6 +322,11 @@ class Poller(threading.Thread):
         reading = self._reading.get(tp)
         if reading is None or position_of(offset) <= reading.position:
             return None
+        if reading.misses([offset]):
+            # A partition begins at its end, and may come to it though a seek was made: then
+            # records lie before it.
+            self._seek(tp, reading)
+            return None
         start, reading.position = reading.position, position_of(offset)
         return Read(tp, reading.turn, None, start, reading.position, [], 0)
 

@@ -48,7 +48,8 @@ class Reading:
         self._looks = 0
 
     def misses(self, offsets: list[int]) -> bool:
-        """Do records seem to be missing? Then they are to be asked for once more.
+        """Do records seem to be missing before or between these offsets, of which the last may
+        be the end? Then they are to be asked for once more.
 
         A hole that is there again is in the log: marks of transactions, aborted ones, or a
         compaction. One that is not was ours, e.g. records that were on their way when a seek

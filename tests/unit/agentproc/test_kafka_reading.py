@@ -35,3 +35,10 @@ def test_a_partition_full_of_holes_is_not_looked_at_for_ever() -> None:
 
     assert answers.count(True) == MOST_LOOKS
     assert not any(answers[MOST_LOOKS:])
+
+
+def test_an_end_that_lies_further_on_is_looked_at_again_as_a_record_is() -> None:
+    looks = reading(5)
+
+    assert not looks.misses([5])
+    assert [looks.misses([9]), looks.misses([9])] == [True, False]

@@ -183,7 +183,7 @@ EFFECTS = {
     "table_standby_replicas": (
         "agentproc/kafka/session.py",
         "settings.table_standby_replicas",
-        "test_a_host_that_dies_is_followed_within_a_session_and_nothing_is_lost_or_doubled",
+        "test_a_host_that_dies_is_followed_by_the_other_one_and_nothing_is_lost_or_doubled",
     ),
     "broker_group_protocol": (
         "agentproc/kafka/session.py",
