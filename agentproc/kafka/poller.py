@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from typing import Any
 
 from confluent_kafka import (
     OFFSET_END,
@@ -256,16 +257,27 @@ class Poller(threading.Thread):
                     self._refused(message.error())
                 # Else it is about the place that was given until the right one is known.
                 continue
-            tp = TP(message.topic(), message.partition())
-            if tp in chunk:
-                chunk[tp].append(message)
-            elif tp in self._reading:
+            # Equal to a TP, and made in a fraction of the time.
+            place: Any = message.topic(), message.partition()
+            if place in chunk:
+                chunk[place].append(message)
+            elif place in self._reading:
                 # Else it was polled before the partition was given away: another's now.
-                chunk[tp] = [message]
-        for tp in [tp for tp, records in chunk.items() if self._asks_again(tp, records)]:
-            del chunk[tp]
-            ends.pop(tp, None)  # the end will be told again, too
-        reads = [read for tp, records in chunk.items() if (read := self._open(tp, records))]
+                chunk[TP(*place)] = [message]
+        reads: list[Read] = []
+        for tp, records in chunk.items():
+            reading = self._reading[tp]
+            offsets = [message.offset() for message in records]
+            # After a seek a few records of before may still come.
+            behind = bisect_left(offsets, offset_of(reading.position))
+            if behind == len(offsets):
+                continue
+            if reading.misses(offsets[behind:]):
+                # Records seem to be missing before or between these: all are read once more.
+                self._seek(tp, reading)
+                ends.pop(tp, None)  # the end will be told again, too
+                continue
+            reads.append(self._open(tp, reading, records[behind:], offsets[behind:]))
         reads += [read for tp, offset in ends.items() if (read := self._end(tp, offset))]
         if reads:
             with self._room:
@@ -277,36 +289,21 @@ class Poller(threading.Thread):
     def _is_read(self, message: Message) -> bool:
         return TP(message.topic(), message.partition()) in self._reading
 
-    def _asks_again(self, tp: TP, records: list[Message]) -> bool:
-        """Records seem to be missing before or between these: all are read once more."""
-        reading = self._reading[tp]
-        wanted = offset_of(reading.position)
-        offsets = [message.offset() for message in records]
-        offsets = offsets[bisect_left(offsets, wanted) :]
-        if not offsets or not reading.misses(offsets):
-            return False
-        self._seek(tp, reading)
-        return True
-
-    def _open(self, tp: TP, records: list[Message]) -> Read | None:
-        reading = self._reading[tp]
-        wanted = offset_of(reading.position)
-        # After a seek a few records of before may still come.
-        records = [message for message in records if message.offset() >= wanted]
-        if not records:
-            return None
-        start, end = reading.position, position_of(records[-1].offset() + 1)
+    def _open(
+        self, tp: TP, reading: Reading, records: list[Message], offsets: list[int]
+    ) -> Read:
+        start, end = reading.position, position_of(offsets[-1] + 1)
         headers = [message.headers() for message in records]
         gaps: list[Gap] = []
         columns = Columns()
         if not any(headers):
-            columns.add_plain(records, None)
+            columns.add_plain(records, offsets, None)
         else:
-            for message, header in zip(records, headers, strict=True):
+            for message, offset, header in zip(records, offsets, headers, strict=True):
                 if packed_count(header):
                     columns.add_pack(tp, message, reading.highs, gaps)
                 else:
-                    columns.add_plain([message], [header or []])
+                    columns.add_plain([message], [offset], [header or []])
         columns.drop_below(start)
         for gap in gaps:
             log.error(

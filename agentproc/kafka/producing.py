@@ -231,16 +231,17 @@ class Writer:
             for count, data in cut(output, self.tracer):
                 self._produce(topic, partition, None, data, count_header(count), None)
             return
-        headers = output.headers
-        for index, value in enumerate(output.values):
-            self._produce(
-                topic,
-                partition,
-                output.keys[index],
-                value,
-                headers[index] if headers is not None else None,
-                output.timestamps[index],
-            )
+        produce = self._producer.produce
+        headers: Any = output.headers or [None] * len(output.values)
+        columns = output.keys, output.values, output.timestamps, headers
+        moment, moment_ms = 0.0, 0
+        for key, value, timestamp, header in zip(*columns, strict=True):
+            if timestamp != moment:
+                moment, moment_ms = timestamp, int(timestamp * 1000)
+            try:
+                produce(topic, value, key, partition, timestamp=moment_ms, headers=header)
+            except (BufferError, KafkaException):
+                self._produce(topic, partition, key, value, header, timestamp)
 
     def _change(self, changes: Iterable[Changes]) -> None:
         produce = self._producer.produce

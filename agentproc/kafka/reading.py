@@ -79,13 +79,15 @@ class Columns:
         self.passed: list[Passed] = []
         self.size_bytes = 0
 
-    def add_plain(self, records: list[Message], headers: list[Headers] | None) -> None:
+    def add_plain(
+        self, records: list[Message], offsets: list[int], headers: list[Headers] | None
+    ) -> None:
         if not self.values and headers is None:
             self.stamps = Stamps(records)
         else:
             self._add_stamps(Stamps(records))
         self._add_headers(headers, len(records))
-        self.positions += [message.offset() << INDEX_BITS for message in records]
+        self.positions += [offset << INDEX_BITS for offset in offsets]
         self.keys += [message.key() for message in records]
         values = [message.value() for message in records]
         self.values += values
