@@ -43,23 +43,29 @@ def committed(admin: AdminClient, group: str, tps: list[TP]) -> dict[TP, int]:
     return {TP(p.topic, p.partition): p.offset for p in places if p.offset >= 0}
 
 
-def forgetting(before: Marker, topics: set[str]) -> Marker:
-    """A marker without what it says of topics that are others by now (pure).
+def forgetting(before: Marker, anew: Collection[str], gone: Collection[str] = ()) -> Marker:
+    """A marker without what it says of topics that are others by now, or are gone (pure).
 
-    They are read from their beginning, whatever else is said of an agent's first position.
+    Others are read from their beginning, whatever else is said of an agent's first position.
     Nor can a gap be told in them: what was sent to the former one may be lost.
     """
-    if not topics:
+    if not anew and not gone:
         return before
     start = position_of(0)
     return msgspec.structs.replace(
         before,
         positions={
-            agent: {topic: start if topic in topics else at for topic, at in known.items()}
+            agent: {
+                topic: start if topic in anew else at
+                for topic, at in known.items() if topic not in gone
+            }
             for agent, known in before.positions.items()
         },
-        highs={topic: highs for topic, highs in before.highs.items() if topic not in topics},
-    )
+        highs={
+            topic: highs for topic, highs in before.highs.items()
+            if topic not in anew and topic not in gone
+        },
+    )  # fmt: skip
 
 
 def first_positions(
@@ -83,10 +89,7 @@ def first_positions(
     """
     # `reset` leaves a marker without any: all is to be done again, wherever it began.
     is_reset = before.resets > 0 and not before.positions
-    positions = {
-        agent: {topic: at for topic, at in known.items() if TP(topic, partition) in extents}
-        for agent, known in before.positions.items()
-    }
+    positions = {agent: dict(known) for agent, known in before.positions.items()}
     for agent, topics in agents.items():
         for topic in topics:
             if topic in positions.setdefault(agent, {}):

@@ -61,7 +61,8 @@ class Poller(threading.Thread):
         astray: Called on the loop where a place cannot be read from, with why.
         session_s: How long the cluster waits for a silent member.
         bound_s: How long `lose` may take before partitions are given away all the same.
-        silent: Topics of which only the assignment is wanted, never a record.
+        anchor: A topic to subscribe to in place of `topics`: who is assigned a partition of it
+            reads the partition of this number of each of them.
     """
 
     def __init__(
@@ -79,19 +80,19 @@ class Poller(threading.Thread):
         health: Health,
         bound_s: float,
         session_s: float,
-        silent: frozenset[str] = frozenset(),
+        anchor: str = "",
     ) -> None:
         super().__init__(name=name, daemon=True)
         # By the protocol of KIP-848 partitions come and go one by one, whoever assigns them.
         self._together = options.get("partition.assignment.strategy") == "range"
         self._consumer = Consumer({**options, "error_cb": self._problem})
-        self.topics = topics  # as it subscribed to them last
+        self.topics = topics  # that are read, as of the last time that it joined the group
         self._loop = loop
         self._lose, self._gain = lose, gain
         self._take, self._failed, self._astray = take, failed, astray
         self._health = health
         self._bound_s = bound_s
-        self._silent = silent
+        self._anchor = anchor
         self._commands: deque[Callable[[], None]] = deque()
         self._reading: dict[TP, Reading] = {}  # partitions that are read
         self._seeks: dict[TP, tuple[Reading, float]] = {}  # to be made, and until when
@@ -169,7 +170,7 @@ class Poller(threading.Thread):
 
     def _subscribe(self) -> None:
         self._consumer.subscribe(
-            self.topics,
+            [self._anchor] if self._anchor else self.topics,
             on_assign=self._on_assign,
             on_revoke=self._on_revoke,
             on_lost=self._on_lost,
@@ -396,6 +397,7 @@ class Poller(threading.Thread):
         # It is read after a seek, once it is known what it has. Until then the end is named,
         # which is always there: a fetch from before the log begins would stop the partition
         # for good, and no seek in it succeeds any more.
+        gained = self._with_topics(gained)
         places = [TopicPartition(place.topic, place.partition, OFFSET_END) for place in gained]
         if self._together:
             consumer.assign(places)
@@ -408,6 +410,12 @@ class Poller(threading.Thread):
         self._assigned |= mine
         self.gone -= {tp.partition for tp in mine}
         asyncio.run_coroutine_threadsafe(self._gaining(mine), self._loop)
+
+    def _with_topics(self, anchors: list[TopicPartition]) -> list[TopicPartition]:
+        if not self._anchor:
+            return anchors
+        beside = [TopicPartition(t, each.partition) for t in self.topics for each in anchors]
+        return [*anchors, *beside]
 
     async def _gaining(self, mine: set[TP]) -> None:
         try:
@@ -433,6 +441,10 @@ class Poller(threading.Thread):
 
     def _give_away(self, consumer: Consumer, lost: list[TopicPartition], gone: bool) -> None:
         mine = {TP(place.topic, place.partition) for place in lost}
+        if self._anchor:
+            numbers = {tp.partition for tp in mine}
+            mine = {tp for tp in self._assigned if tp.partition in numbers}
+            lost = [TopicPartition(*tp) for tp in mine]
         if not self._ending.is_set():
             self._await(asyncio.run_coroutine_threadsafe(self._losing(mine, gone), self._loop))
         self._assigned -= mine

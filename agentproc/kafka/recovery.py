@@ -98,6 +98,7 @@ class Recovery:
             committed any.
         local: Has what is on this machine's disk.
         ids: Of sources and changelogs: one that was made anew is another topic.
+        ids_of: Tells the ids of other topics, those that are there.
     """
 
     def __init__(
@@ -110,9 +111,11 @@ class Recovery:
         handed: Callable[[list[TP]], dict[TP, int]] = lambda tps: {},
         local: LocalTables | None = None,
         ids: Mapping[str, str] = MappingProxyType({}),
+        ids_of: Callable[[set[str]], dict[str, str]] = lambda names: {},
     ) -> None:
         self._local = local
-        self._ids = ids
+        self._ids = dict(ids)
+        self._ids_of = ids_of
         self._home = home
         self._put = put
         self._health = health
@@ -236,6 +239,11 @@ class Recovery:
         Raises:
             ConfigError: A table's rows went with its changelog.
         """
+        if not self._ids:
+            return before
+        if unread := before.topics.keys() - self._ids.keys():
+            self._ids |= self._ids_of(unread)
+        gone = before.topics.keys() - self._ids.keys()
         anew = {topic for topic, id in before.topics.items() if self._ids.get(topic, id) != id}
         for table, topic in self._home.changelogs.items():
             if topic in anew and before.positions:
@@ -249,7 +257,7 @@ class Recovery:
                 "%s[%d] was deleted and made anew; it is read from its beginning",
                 topic, partition,
             )  # fmt: skip
-        return forgetting(before, anew)
+        return forgetting(before, anew, gone)
 
     def _refuse_unknown(
         self,

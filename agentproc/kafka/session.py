@@ -84,8 +84,7 @@ class KafkaSession:
         settings, app_id, group = broker.settings, subscription.app_id, subscription.group
         self._group = declaring.group_id(app_id, group)
         self._exactly_once = settings.processing_guarantee == "exactly_once"
-        markers = declaring.markers_topic(app_id, group)
-        self._sources = Sources(broker, group, subscription.agents, markers)
+        self._sources = Sources(broker, group, subscription.agents)
         self._topics = self._sources.named  # with patterns, what they mean as well
         self._agents = dict(subscription.agents)  # agent -> what it reads of them
         self._home = Home(
@@ -142,10 +141,11 @@ class KafkaSession:
         if not self._subscription.agents and not self._subscription.tables:
             return
         subscribed = await self._in_thread(self._recovering, self._sources.find)
-        subscribed = subscribed or list(self._home.changelogs.values())[:1]
+        if not self._sources.patterns:
+            subscribed = subscribed or list(self._home.changelogs.values())[:1]
         self._opened = loop.create_future()
         self._poller = Poller(
-            self._member_options(len(subscribed) > 1 or bool(self._sources.patterns)),
+            self._member_options(len(subscribed) > 1 and not self._sources.patterns),
             subscribed,
             loop,
             name=f"kafka {self._subscription.group}",
@@ -154,6 +154,7 @@ class KafkaSession:
             take=self._take,
             failed=self._failed,
             astray=self._access.look_soon,
+            anchor=self._home.markers if self._sources.patterns else "",
             health=self._broker.health,
             bound_s=self._broker.settings.grace,
             session_s=self._broker.settings.broker_session_timeout,
@@ -190,10 +191,10 @@ class KafkaSession:
         except Exception as error:
             self._failed(error)
 
-    def _adopt(self, subscribed: list[str]) -> None:
-        """Read these topics, with what is gained next; nothing is held now."""
+    def _adopt(self, topics: set[str]) -> None:
+        """Read these topics with what is gained; what is held reads the same."""
         sources = self._sources
-        self._topics = [topic for topic in subscribed if topic != sources.anchor]
+        self._topics = sorted(topics)
         matched = frozenset(self._topics) - set(sources.named)
         self._agents = sources.agents(self._topics)
         self._home = self._home._replace(
@@ -343,10 +344,9 @@ class KafkaSession:
     async def _gain(self, tps: set[TP]) -> None:
         async with self._rebalancing:
             assert self._poller is not None
-            subscribed = self._poller.topics
-            partitions = self.recovering = sorted(self._sources.whole(tps, subscribed))
-            if self._sources.patterns:
-                self._adopt(subscribed)
+            partitions = self.recovering = sorted({tp.partition for tp in tps})
+            if self._sources.patterns and tps:
+                self._adopt({tp.topic for tp in tps} - {self._home.markers})
             if self._holder is not None and partitions:
                 self._holder.recovers()
             if self._standby is not None:
@@ -375,16 +375,14 @@ class KafkaSession:
         ids = self._access.wait_clear()
         if self._sources.patterns:
             # What a pattern meant may be gone by now.
-            self._adopt(
-                [topic for topic in (self._home.markers, *self._topics) if topic in ids]
-            )
+            self._adopt({topic for topic in self._topics if topic in ids})
         if self._local is not None:
             self._local.topic_ids |= ids
         reader = options.reader(self._broker.reach, f"{self._group}.recovery")
         health = self._broker.health
         recovery = Recovery(
             reader, self._home, self._put, health, self._says, self._handed_over, self._local,
-            ids,
+            ids, self._ids_of,
         )  # fmt: skip
         try:
             taken = recovery.take(partitions)
@@ -398,6 +396,12 @@ class KafkaSession:
         finally:
             recovery.close()
             health.doing("recovery", "")
+
+    def _ids_of(self, names: set[str]) -> dict[str, str]:
+        """The ids of those topics that are there; called by the thread that recovers."""
+        broker = self._broker
+        found = broker.patiently(lambda: topics.describe(broker.admin, names, topics.TRY_S))
+        return {name: topic.id for name, topic in found.items()}
 
     def _handed_over(self, tps: list[TP]) -> dict[TP, int]:
         """What a Faust app of this id has committed; called by the thread that recovers."""
@@ -624,6 +628,9 @@ class KafkaSession:
 
     def _marker_row(self, partition: int) -> Row:
         positions: dict[str, dict[str, int]] = {}
+        if self._sources.patterns:
+            # Others may know of topics already that this session does not read yet.
+            positions = {a: dict(all) for a, all in self._markers[partition].positions.items()}
         for (agent, tp), at in self.positions.items():
             if tp.partition == partition:
                 positions.setdefault(agent, {})[tp.topic] = at

@@ -4,10 +4,9 @@ A group's tables and markers have a partition for each number, so every topic of
 many: for a pattern that is what it is declared with (`partitions`). What matches and has
 another number is not read, and told.
 
-Members subscribe to names, not to the client's own patterns: each would find a new topic at
-another moment and read it whatever its partitions are. A member takes a partition only where
-the cluster gave it those of all its topics; so while some do not know of a new one yet, no two
-of them work on one partition.
+Members subscribe to a topic of the group's own with as many partitions, and who is assigned a
+number reads it of all topics. By the client's own patterns each member would find a new topic
+at another moment, and until the last one has, two of them would have a share of one partition.
 """
 
 import asyncio
@@ -15,9 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from streamd.agentproc.broker import TP
 from streamd.agentproc.kafka import topics
-from streamd.agentproc.kafka.obstacles import Way
+from streamd.agentproc.kafka.obstacles import AGAIN_S, Way
 from streamd.errors import BrokerError
 from streamd.patterns import is_pattern, matching, own_topics
 
@@ -77,27 +75,24 @@ class Sources:
 
     Args:
         agents: Agent -> names and patterns.
-        anchor: A topic of the group with as many partitions: who reads by patterns is assigned
-            its partitions too, so that it is given some even where nothing matches.
     """
 
     def __init__(
-        self, broker: "KafkaBroker", group: str, agents: Mapping[str, list[str]], anchor: str
+        self, broker: "KafkaBroker", group: str, agents: Mapping[str, list[str]]
     ) -> None:
         names = {name for each in agents.values() for name in each}
         self.named = sorted(name for name in names if not is_pattern(name))
         self.patterns = sorted(name for name in names if is_pattern(name))
-        self.anchor = anchor
         self._broker = broker
         self._agents = agents
         self._way = Way(broker.health, f"group {group}")
 
     def find(self) -> list[str]:
-        """What to subscribe to, as the cluster is now; blocks."""
+        """What is to be read, as the cluster is now; blocks."""
         names = [*self.named, *self.patterns]
         found = meant(self._broker, names, there_for(self._broker, names))
         self._way.tell(found.misfits.values())
-        return [self.anchor, *found.topics] if self.patterns else found.topics
+        return found.topics
 
     def agents(self, topics: list[str]) -> dict[str, list[str]]:
         """Agent -> those of these topics that it reads."""
@@ -122,28 +117,23 @@ class Sources:
             for topic in (matching(name, topics, own) if is_pattern(name) else [name])
         }
 
-    def whole(self, tps: set[TP], subscribed: Iterable[str]) -> set[int]:
-        """The partitions that were assigned in all topics."""
-        if not self.patterns:
-            return {tp.partition for tp in tps}
-        return {
-            tp.partition for tp in tps
-            if all(TP(topic, tp.partition) in tps for topic in subscribed)
-        }  # fmt: skip
-
     async def follow(
-        self, subscribed: Callable[[], list[str]], subscribe: Callable[[list[str]], None]
+        self, read: Callable[[], list[str]], read_anew: Callable[[list[str]], None]
     ) -> None:
-        """Subscribe anew where other topics match for two looks; for ever."""
-        before: list[str] = []
+        """Read anew where other topics match for two looks; for ever."""
+        before: list[str] | None = None
+        pause_s = FIND_S
         while self.patterns:
-            await asyncio.sleep(FIND_S)
+            await asyncio.sleep(pause_s)
             if self._broker.health.is_away:
                 continue
             try:
                 found = await asyncio.to_thread(self.find)
             except BrokerError:
                 continue
-            if found == before and found != subscribed():
-                subscribe(found)
-            before = found
+            if found in (read(), before):
+                before, pause_s = None, FIND_S
+                if found != read():
+                    read_anew(found)
+            else:
+                before, pause_s = found, AGAIN_S

@@ -35,13 +35,14 @@ def test_offsets_that_are_handed_over_win_unless_the_topic_ends_before() -> None
 
 
 def test_what_a_pattern_means_later_is_read_from_its_beginning() -> None:
-    met = Marker(Incarnation(3, 1), 7, {}, {"a": {"gone": position_of(5)}}, {})
+    met = Marker(Incarnation(3, 1), 7, {}, {"a": {"later": position_of(5)}}, {})
     agents = {"a": ["t"], "new": ["t"]}
 
     taken = first_positions(met, 0, agents, LATEST, EXTENTS, {}, {"t"})
 
-    # The position in a topic that is gone is not kept: one of its name is another topic.
-    assert taken == {"a": {"t": position_of(2)}, "new": {"t": position_of(9)}}
+    # Another member may know already of a topic that this one does not read yet.
+    kept = {"later": position_of(5)}
+    assert taken == {"a": {"t": position_of(2), **kept}, "new": {"t": position_of(9)}}
 
 
 def test_of_a_topic_that_was_made_anew_nothing_is_kept() -> None:
@@ -55,4 +56,5 @@ def test_of_a_topic_that_was_made_anew_nothing_is_kept() -> None:
 
     assert left.positions == {"a": {"t": 0, "u": 8}}
     assert left.highs == {"u": highs}
+    assert forgetting(marker, set(), {"t"}).positions == {"a": {"u": 8}}
     assert forgetting(marker, set()) is marker

@@ -1,6 +1,5 @@
-"""Which topics patterns mean, and which partitions of them a member takes."""
+"""Which topics patterns mean."""
 
-from streamd.agentproc.broker import TP
 from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka.sourcing import Sources, meant
 from streamd.config import resolve
@@ -34,7 +33,7 @@ def test_a_pattern_means_whole_names_of_its_partitions_and_nothing_of_the_apps_o
 
 def test_each_agent_reads_what_it_names_and_what_its_pattern_means() -> None:
     agents = {"all": [PATTERN], "count": ["app-proj.count"], "both": ["app-de", PATTERN]}
-    sources = Sources(make_broker(), "g", agents, "app-g-markers")
+    sources = Sources(make_broker(), "g", agents)
     topics = ["app-de", "app-proj.count", "sport"]
 
     assert sources.named == ["app-de", "app-proj.count"]
@@ -43,12 +42,3 @@ def test_each_agent_reads_what_it_names_and_what_its_pattern_means() -> None:
     }  # fmt: skip
     said = {PATTERN: "latest", "app-de": "error"}
     assert sources.resets(topics, said) == {**said, "sport": "latest"}
-
-
-def test_a_partition_is_taken_only_where_all_topics_give_it() -> None:
-    sources = Sources(make_broker(), "g", {"a": [PATTERN]}, "app-g-markers")
-    subscribed = ["app-g-markers", "sport", "app-new"]
-    mine = {TP(topic, 0) for topic in subscribed}
-
-    # Another member, which does not know of the new topic yet, has the rest of partition 1.
-    assert sources.whole({*mine, TP("app-new", 1)}, subscribed) == {0}
