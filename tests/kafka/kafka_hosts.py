@@ -186,7 +186,8 @@ class Feeder:
     def __init__(self, bootstrap: str, topic: str, words: int = 40) -> None:
         self._producer = Producer({
             "bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "linger.ms": 2,
-            "log_level": 0,
+            # Else a word whose acknowledgement is lost with the broker is there twice.
+            "enable.idempotence": True, "message.timeout.ms": 0, "log_level": 0,
         })  # fmt: skip
         self._topic = topic
         self._words = [f"w{n}" for n in range(words)]

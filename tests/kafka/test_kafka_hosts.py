@@ -165,6 +165,7 @@ def test_answers_are_right_or_503_while_partitions_move_between_hosts(
     pair: list[Host],
 ) -> None:
     a, b = pair
+    eventually(partial(knows_all, a, a.web, "count"))
     readers = [Reader(host) for host in pair]
     for reader in readers:
         reader.start()
