@@ -52,6 +52,7 @@ from streamd.errors import (
     EncodeError,
     Fenced,
     LogDamaged,
+    Outdated,
     StreamdError,
 )
 from streamd.failpoints import failpoint
@@ -748,9 +749,8 @@ class Engine:
         for waiter, errand in waiters:
             if errand in self.errands and not errand.rolled_back and not errand.whole:
                 self._durable.append((waiter, errand))  # it lost nothing
-            elif not waiter.done():
-                waiter.set_exception(RolledBack())
-                waiter.exception()  # it may have been given up: then nobody looks at it
+            else:
+                _refuse_durable(waiter)
 
     # Checkpoints.
 
@@ -790,7 +790,11 @@ class Engine:
             failpoint("checkpoint.after-take")
             began_at = time.monotonic()
             if checkpoint:
-                await self._commit(checkpoint)
+                try:
+                    await self._commit(checkpoint)
+                except Outdated as outdated:
+                    self._give_up_checkpoint(outdated, waiters)
+                    return
                 failpoint("checkpoint.committed")
                 self._statistics.checkpointed(time.monotonic() - began_at, checkpoint)
             self._landed(checkpoint, callbacks, waiters)
@@ -800,6 +804,14 @@ class Engine:
         """A table holds what cannot be stored: go back, and ask each event from then on."""
         log.error("a checkpoint cannot be made: %s; its events are looked at again", error)
         self.checking = CAREFUL_EVENTS
+        self._steady.clear()
+        self._post(self._roll_back)
+
+    def _give_up_checkpoint(self, outdated: Outdated, waiters: list[Waiter]) -> None:
+        """What it holds is taken over anew, by this process or another: go back."""
+        log.info("%s goes back to its last checkpoint: %s", self.group, outdated)
+        for waiter, _ in waiters:
+            _refuse_durable(waiter)
         self._steady.clear()
         self._post(self._roll_back)
 
@@ -873,7 +885,7 @@ class Engine:
             try:
                 await self.session.commit(checkpoint)
                 return
-            except (Fenced, LogDamaged):
+            except (Fenced, LogDamaged, Outdated):
                 # Where the disk failed to keep a log, a second try may say that all is well.
                 raise
             except BrokerError as error:
@@ -1061,6 +1073,12 @@ async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:
             )
     for task in tasks:
         _error_of(task)  # looked at: nobody else would
+
+
+def _refuse_durable(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(RolledBack())
+        waiter.exception()  # it may have been given up: then nobody looks at it
 
 
 async def _finish_callback(outcome: Awaitable[None], metadata: RecordMetadata) -> None:

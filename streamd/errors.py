@@ -9,6 +9,7 @@
     ├── Busy                  exit 75   another instance holds the lock, the log or the port
     ├── BrokerError           exit 69   the broker cannot be reached or refuses
     │   ├── Fenced            exit 70   another process took over these partitions
+    │   ├── Outdated                    a checkpoint of partitions that are taken over anew
     │   └── LogDamaged        exit 78   the embedded log cannot be trusted as it is
     ├── TimedOut              exit 124
     │   └── ReplyTimeout                no reply to an `ask` in time
@@ -88,6 +89,10 @@ class Fenced(BrokerError):
     """Another process took over these partitions."""
 
     exit_code = 70
+
+
+class Outdated(BrokerError):
+    """Partitions of this checkpoint went, or are recovered anew: go back to where they are."""
 
 
 class BrokerLost(StreamdError):

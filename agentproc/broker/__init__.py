@@ -171,6 +171,8 @@ class Session(Protocol):
 
         Raises:
             Fenced: Another process claimed a partition since; nothing was written.
+            Outdated: A partition is about to be lost, perhaps to be gained anew: whether this
+                counts, what is recovered then knows. It must not be tried again.
             BrokerError: Nothing was written, e.g. the disk is full; it may be tried again.
         """
 

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 SAY_AGAIN_S = 10.0
 LOOK_S = 1.0
+SHAKEN_S = 60.0
 
 _AWAY = (
     KafkaError._ALL_BROKERS_DOWN,
@@ -67,12 +68,20 @@ class Health:
         self._reason = ""
         self._is_looking = False
         self._since = self._said_at = 0.0
+        self._shaken_at = float("-inf")  # monotonic; the last sign of trouble
         self._doing: dict[str, str] = {}  # what takes long -> in words
 
     @property
     def is_away(self) -> bool:
         """True from when the cluster was found away until it answers."""
         return self._since > 0
+
+    def was_shaken(self) -> bool:
+        """Was there a sign, in the last minute, that the cluster or a broker was away?
+
+        Then the cluster may have ended for itself what it ends for a process that took over.
+        """
+        return self.is_away or time.monotonic() - self._shaken_at < SHAKEN_S
 
     @property
     def waits_for(self) -> str:
@@ -89,12 +98,14 @@ class Health:
     def on_error(self, error: KafkaError) -> None:
         """For `error_cb` of a client."""
         if error.code() in _REASONS:
+            self._shaken_at = time.monotonic()
             self._reason = reason_of(error.str())
         if error.code() in _AWAY:
             self.suspect(error.str())
 
     def suspect(self, why: str) -> None:
         """Something was tried in vain, and perhaps the cluster is away."""
+        self._shaken_at = time.monotonic()
         with self._lock:
             self._reason = self._reason or reason_of(why)
             if self._tells and not self._is_looking:
@@ -140,6 +151,7 @@ class Health:
         with self._lock:
             if self._since:
                 away_s = time.monotonic() - self._since
+                self._shaken_at = time.monotonic()
                 log.info("the cluster can be reached again after %.0f s", away_s)
             self._since = 0.0
             self._reason = ""

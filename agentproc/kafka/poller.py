@@ -6,6 +6,9 @@ that were recovered) it says in commands, which this thread carries out between 
 
 A rebalance happens inside `poll`: before partitions are given away, the loop is asked to settle
 and make durable what it has of them, and this thread waits for it, carrying out commands.
+Partitions that are gone are not waited for. They are, all of them, where the session ended or
+where the group is joined anew, with another consumer: each of these begins a new *life*, and
+what was gained in an earlier one is not to be committed.
 """
 
 import asyncio
@@ -49,6 +52,9 @@ PATIENCE_S = 0.2  # for the loop to take some, before partitions are paused
 SEEK_S = 30.0
 SEEK_AGAIN_S = 0.005
 WAKE_S = 0.2
+FENCES = 3  # after an outage; more are those of another process
+FENCES_S = 60.0
+_FENCED = KafkaError(KafkaError.FENCED_INSTANCE_ID).str()
 
 
 class Poller(threading.Thread):
@@ -73,7 +79,7 @@ class Poller(threading.Thread):
         *,
         name: str,
         lose: Callable[[set[TP], bool], Awaitable[None]],
-        gain: Callable[[set[TP]], Awaitable[None]],
+        gain: Callable[[set[TP], int], Awaitable[None]],
         take: Callable[[list[Read]], None],
         failed: Callable[[BaseException], None],
         astray: Callable[[StreamdError], None],
@@ -85,7 +91,8 @@ class Poller(threading.Thread):
         super().__init__(name=name, daemon=True)
         # By the protocol of KIP-848 partitions come and go one by one, whoever assigns them.
         self._together = options.get("partition.assignment.strategy") == "range"
-        self._consumer = Consumer({**options, "error_cb": self._problem})
+        self._options = {**options, "error_cb": self._problem}
+        self._consumer = Consumer(self._options)
         self.topics = topics  # that are read, as of the last time that it joined the group
         self._loop = loop
         self._lose, self._gain = lose, gain
@@ -94,6 +101,7 @@ class Poller(threading.Thread):
         self._bound_s = bound_s
         self._anchor = anchor
         self._commands: deque[Callable[[], None]] = deque()
+        self._moves: deque[Callable[[], None]] = deque()  # not to be made inside a rebalance
         self._reading: dict[TP, Reading] = {}  # partitions that are read
         self._seeks: dict[TP, tuple[Reading, float]] = {}  # to be made, and until when
         self._assigned: set[TP] = set()
@@ -106,8 +114,10 @@ class Poller(threading.Thread):
         self.membership = Membership(session_s)
         self._leave = False
         self._fatal: BaseException | None = None
+        self._fenced = ""  # by what this consumer was refused for good
+        self._fenced_at: deque[float] = deque(maxlen=FENCES)  # monotonic
         self.group_metadata: object = None  # of the group as this member knows it
-        self.gone: set[int] = set()  # partitions that others have, though nobody was asked
+        self.life = 0  # raised when all partitions are gone
 
     # What the loop says.
 
@@ -140,7 +150,12 @@ class Poller(threading.Thread):
         Args:
             topics: To read from then on; None: the same.
         """
-        self._commands.append(lambda: self._rejoin(topics or self.topics))
+        self._moves.append(lambda: self._rejoin(topics or self.topics))
+
+    def join_anew(self) -> None:
+        """Be another member in the same place: all that it has is gone, and comes anew."""
+        self.life += 1
+        self._moves.append(self._join_anew)
 
     def end(self, leave: bool) -> None:
         """Stop reading; `leave`: others may have the partitions at once, for good."""
@@ -156,10 +171,14 @@ class Poller(threading.Thread):
             self._subscribe()
             while not self._ending.is_set():
                 self.membership.turned(time.monotonic())
+                while self._moves:
+                    self._moves.popleft()()
                 self._obey()
                 self.group_metadata = self._consumer.consumer_group_metadata()
                 self._wait_room()
                 self._hand_over(self._read())
+                if self._fenced:
+                    self._replace_fenced()
                 if self._fatal is not None:
                     raise self._fatal
         except BaseException as error:
@@ -186,6 +205,39 @@ class Poller(threading.Thread):
         if not self._ending.is_set():
             self.topics = topics
             self._subscribe()
+
+    def _replace_fenced(self) -> None:
+        """Join anew where no other process need have done it.
+
+        A member that lost its session to an outage joins twice at times, and its second request
+        fences the first: the client takes that for its end.
+        """
+        why, self._fenced = self._fenced, ""
+        now = time.monotonic()
+        is_ours = self._health.was_shaken() or not self.membership.is_sure(now)
+        often = len(self._fenced_at) == FENCES and now - self._fenced_at[0] < FENCES_S
+        if not is_ours or often:
+            self._fatal = BrokerLost(
+                f"the consumer cannot go on: {why}",
+                remedy="see that no other process has this data directory, or this "
+                "STREAMD_INSTANCE",
+            )
+            return
+        self._fenced_at.append(now)
+        log.info("the cluster took this member for another one's; it joins its group anew")
+        self._join_anew()
+
+    def _join_anew(self) -> None:
+        self.life += 1
+        lost, self._assigned = self._assigned, set()
+        for places in (self._reading, self._seeks, self._resumed, self._dropped):
+            places.clear()
+        self._paused = False
+        self._forget(lost)
+        old, self._consumer = self._consumer, Consumer(self._options)
+        # Its partitions are nobody's yet: as the same member it has them again.
+        old.close()
+        self._subscribe()
 
     def _close(self) -> None:
         try:
@@ -394,6 +446,8 @@ class Poller(threading.Thread):
     # Rebalances, inside `poll`.
 
     def _on_assign(self, consumer: Consumer, gained: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return  # it is being closed
         # It is read after a seek, once it is known what it has. Until then the end is named,
         # which is always there: a fetch from before the log begins would stop the partition
         # for good, and no seek in it succeeds any more.
@@ -408,8 +462,7 @@ class Poller(threading.Thread):
         self.group_metadata = consumer.consumer_group_metadata()
         mine = {TP(place.topic, place.partition) for place in gained}
         self._assigned |= mine
-        self.gone -= {tp.partition for tp in mine}
-        asyncio.run_coroutine_threadsafe(self._gaining(mine), self._loop)
+        asyncio.run_coroutine_threadsafe(self._gaining(mine, self.life), self._loop)
 
     def _with_topics(self, anchors: list[TopicPartition]) -> list[TopicPartition]:
         if not self._anchor:
@@ -417,18 +470,27 @@ class Poller(threading.Thread):
         beside = [TopicPartition(t, each.partition) for t in self.topics for each in anchors]
         return [*anchors, *beside]
 
-    async def _gaining(self, mine: set[TP]) -> None:
+    async def _gaining(self, mine: set[TP], life: int) -> None:
         try:
-            await self._gain(mine)
+            await self._gain(mine, life)
         except BaseException as error:
             self._failed(error)
 
     def _on_revoke(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            self._unassign(consumer, consumer.assignment())
+            return
         # The last checkpoint of what goes is made as a member of the group as it is now.
         self.group_metadata = consumer.consumer_group_metadata()
-        self._give_away(consumer, lost, gone=False)
+        mine = self._mine(lost)
+        if not self._ending.is_set():
+            self._await(asyncio.run_coroutine_threadsafe(self._losing(mine), self._loop))
+        self._let_go(mine)
 
     def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            self._unassign(consumer, consumer.assignment())
+            return
         log.warning(
             "%d partitions are not this process's any more: the cluster has heard nothing of "
             "it for too long",
@@ -436,34 +498,52 @@ class Poller(threading.Thread):
         )
         # Where not even a refusal comes back, the client itself complains a minute late.
         self._health.suspect("nothing is heard of it")
-        self.gone |= {place.partition for place in lost}
-        self._give_away(consumer, lost, gone=True)
+        self.life += 1
+        mine = self._mine(lost)
+        self._forget(mine)
+        self._let_go(mine)
 
-    def _give_away(self, consumer: Consumer, lost: list[TopicPartition], gone: bool) -> None:
-        mine = {TP(place.topic, place.partition) for place in lost}
-        if self._anchor:
-            numbers = {tp.partition for tp in mine}
-            mine = {tp for tp in self._assigned if tp.partition in numbers}
-            lost = [TopicPartition(*tp) for tp in mine]
-        if not self._ending.is_set():
-            self._await(asyncio.run_coroutine_threadsafe(self._losing(mine, gone), self._loop))
+    def _mine(self, lost: list[TopicPartition]) -> set[TP]:
+        """What goes with what the group takes away."""
+        if not self._anchor:
+            return {TP(place.topic, place.partition) for place in lost}
+        numbers = {place.partition for place in lost}
+        return {tp for tp in self._assigned if tp.partition in numbers}
+
+    def _let_go(self, mine: set[TP]) -> None:
         self._assigned -= mine
         for tp in mine:
             self._reading.pop(tp, None)
             self._seeks.pop(tp, None)
+        self._unassign(self._consumer, [TopicPartition(*tp) for tp in mine])
+
+    def _unassign(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         if self._together:
             consumer.unassign()
         elif lost:
             consumer.incremental_unassign(lost)
 
-    async def _losing(self, mine: set[TP], gone: bool) -> None:
-        await self._lose(mine, gone)
+    def _forget(self, gone: set[TP]) -> None:
+        """Nothing of these can be made durable; whoever has them does not wait for us."""
+        if gone and not self._ending.is_set():
+            asyncio.run_coroutine_threadsafe(self._forgetting(gone), self._loop)
+
+    async def _forgetting(self, gone: set[TP]) -> None:
+        try:
+            await self._lose(gone, True)
+        except BaseException as error:
+            self._failed(error)
+
+    async def _losing(self, mine: set[TP]) -> None:
+        await self._lose(mine, False)
 
     def _await(self, losing: "Future[None]") -> None:
         deadline = time.monotonic() + self._bound_s
         while not (losing.done() or self._ending.is_set()) and time.monotonic() < deadline:
             self._obey()
             self.membership.turned(time.monotonic())
+            if self._health.is_away:
+                deadline = time.monotonic() + self._bound_s  # nobody gets them meanwhile
             try:
                 losing.result(0.005)
             except TimeoutError:
@@ -479,7 +559,9 @@ class Poller(threading.Thread):
 
     def _problem(self, error: KafkaError) -> None:
         # As a message, what a fenced member gets says so by its code alone.
-        if error.fatal() or error.code() == KafkaError._FATAL:
+        if _FENCED in error.str():
+            self._fenced = error.str()
+        elif error.fatal() or error.code() == KafkaError._FATAL:
             self._fatal = BrokerLost(f"the consumer cannot go on: {error.str()}")
         else:
             self._health.on_error(error)

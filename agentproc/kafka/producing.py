@@ -18,6 +18,7 @@ from streamd.agentproc.kafka.obstacles import OBSTRUCTED
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.packs import count_header, cut
 from streamd.agentproc.kafka.sources import Tracer
+from streamd.agentproc.kafka.transactions import TURN_S, Transactions
 from streamd.errors import BrokerError, BrokerLost, Fenced
 from streamd.failpoints import failpoint
 
@@ -26,19 +27,6 @@ log = logging.getLogger(__name__)
 STAMP_HEADER = "streamd-stamp"  # of a row that was deleted: it has no value to carry it
 SLOW_FLUSH_S = 10.0
 TRIES = 5
-_TURN_S = 0.2
-_TAKEN_OVER = (
-    KafkaError._FENCED,
-    KafkaError.INVALID_PRODUCER_EPOCH,
-    KafkaError.FENCED_INSTANCE_ID,
-)
-# Another member came or went while a transaction was open; ours may be ours as before.
-_REBALANCED = (
-    KafkaError.ILLEGAL_GENERATION,
-    KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError.NOT_COORDINATOR,
-)
 
 
 class Row(NamedTuple):
@@ -83,19 +71,43 @@ class Writer:
         health: Health,
         wait_writable: Callable[[set[str]], None] = lambda topics: None,
     ) -> None:
-        self.transactional = "transactional.id" in options
         self.tracer = tracer
         self._packed = packed
         self._health = health
-        self._errors: list[str] = []
+        self._options = options
         self._wait_writable = wait_writable
+        self._errors: list[str] = []  # what the producer told of
         self._obstructed: set[str] = set()  # topics that are gone, or not permitted
         self._topics: set[str] = set()  # of the transaction
-        self._producer = Producer(
-            {**options, "on_delivery": self._delivered, "error_cb": self._problem}
-        )
-        if self.transactional:
-            self._retrying("the producer cannot start", self._producer.init_transactions)
+        self._transactions: Transactions | None = None
+        if "transactional.id" in options:
+            timeout_s = options["transaction.timeout.ms"] / 1000
+            self._transactions = Transactions(
+                self._make_producer, timeout_s, health, self._aborted
+            )
+            self._producer = self._transactions.producer
+        else:
+            self._producer = self._make_producer()
+
+    @property
+    def transactional(self) -> bool:
+        """Does it write transactions?"""
+        return self._transactions is not None
+
+    def _make_producer(self) -> Producer:
+        errors = self._errors = []
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                self._failed(errors, message.topic(), message.partition(), error)
+
+        def problem(error: KafkaError) -> None:
+            if error.fatal():
+                errors.append(error.str())
+            else:
+                self._health.on_error(error)
+
+        return Producer({**self._options, "on_delivery": delivered, "error_cb": problem})
 
     def commit(
         self,
@@ -108,11 +120,12 @@ class Writer:
 
         Raises:
             Fenced: Another process has taken over; nothing counts.
-            BrokerLost: It cannot be known what is durable; this process must end.
+            BrokerLost: It cannot be known what is durable. Whoever writes transactions may
+                recover and write on, with a producer that is made anew; else the process ends.
             BrokerError: Nothing counts; the same may be tried again.
         """
-        if self.transactional:
-            self._transact(outputs, changes, markers, offsets)
+        if self._transactions is not None:
+            self._transact(self._transactions, outputs, changes, markers, offsets)
             return
         failpoint("kafka.before-outputs")
         for output in outputs:
@@ -129,99 +142,63 @@ class Writer:
 
     def put(self, rows: Iterable[Row]) -> None:
         """Make records durable by themselves. Raises as `commit`."""
-        if not self.transactional:
+        if self._transactions is None:
             self._put(rows)
             self._flush()
             return
         again = list(rows)
         for left in reversed(range(TRIES)):
             try:
-                return self._transact((), (), again, None)
-            except (BrokerLost, Fenced):
+                return self._transact(self._transactions, (), (), again, None)
+            except Fenced:
                 raise
-            except BrokerError:
+            except (BrokerLost, BrokerError):
+                # These are repairs and claims: they say the same when they are there twice.
                 if not left:
                     raise
 
-    # Transactions.
+    def end_former(self) -> None:
+        """Have a transaction whose end is not known ended, before anybody reads what counts."""
+        if self._transactions is not None:
+            self._transactions.end_former()
 
     def _transact(
         self,
+        transactions: Transactions,
         outputs: Sequence[Output],
         changes: Sequence[Changes],
         markers: Sequence[Row],
         offsets: Offsets | None,
     ) -> None:
-        producer = self._producer
         self._topics = {output.tp.topic for output in outputs}
         self._topics |= {change.topic for change in changes}
         self._topics |= {row.topic for row in markers}
         failpoint("kafka.before-begin")
-        self._retrying("a transaction cannot begin", producer.begin_transaction)
+        transactions.begin()
+        self._producer = transactions.producer
         failpoint("kafka.after-begin")
-        for output in outputs:
-            self._send(output)
-        failpoint("kafka.after-outputs")
-        self._change(changes)
-        self._put(markers)
+        self._errors.clear()  # those of a transaction that was aborted
+        try:
+            for output in outputs:
+                self._send(output)
+            failpoint("kafka.after-outputs")
+            self._change(changes)
+            self._put(markers)
+        except BrokerLost as error:
+            transactions.abort()
+            raise BrokerError(str(error)) from None
         failpoint("kafka.before-offsets")
         if offsets is not None and offsets.partitions:
-            self._retrying(
-                "a transaction's offsets are refused",
-                lambda: producer.send_offsets_to_transaction(
-                    offsets.partitions, offsets.metadata
-                ),
-            )
+            transactions.send_offsets(offsets.partitions, offsets.metadata)
         failpoint("kafka.before-commit")
-        self._retrying("a transaction cannot be committed", producer.commit_transaction)
+        transactions.commit()
         failpoint("kafka.after-commit")
-        self._check()
 
-    def _retrying(self, what: str, call: Callable[[], object]) -> None:
-        while True:
-            try:
-                call()
-                return
-            except KafkaException as error:
-                cause = error.args[0]
-                if cause.retriable() and not cause.fatal():
-                    self._health.on_error(cause)
-                    # The same call again carries on where the one before was.
-                    time.sleep(_TURN_S)
-                    continue
-                if cause.code() in _TAKEN_OVER:
-                    raise Fenced(f"{what}: another process took over ({cause.str()})") from None
-                if not cause.fatal() and (
-                    cause.txn_requires_abort() or cause.code() in _REBALANCED
-                ):
-                    try:
-                        self._abort()
-                    finally:
-                        # Tried again before, it would be refused again.
-                        if self._obstructed or cause.code() in OBSTRUCTED:
-                            self._wait_writable(self._topics)
-                            self._obstructed.clear()
-                    raise BrokerError(f"{what}: {cause.str()}") from None
-                raise BrokerLost(f"{what}: {cause.str()}") from None
-
-    def _abort(self) -> None:
-        """Take a transaction back: nothing of it counts.
-
-        Raises:
-            BrokerLost: It cannot be known whether it does; the successor's start ends it.
-        """
-        while True:
-            try:
-                self._producer.abort_transaction()
-                break
-            except KafkaException as error:
-                cause = error.args[0]
-                if cause.fatal() or not cause.retriable():
-                    why = f"a transaction cannot be aborted: {cause.str()}"
-                    raise BrokerLost(why) from None
-                time.sleep(_TURN_S)
-        # What was told of its records is told of nothing that counts.
-        self._errors.clear()
+    def _aborted(self, cause: KafkaError) -> None:
+        if self._obstructed or cause.code() in OBSTRUCTED:
+            # Tried again before, it would be refused again.
+            self._wait_writable(self._topics)
+            self._obstructed.clear()
 
     # Records.
 
@@ -290,16 +267,16 @@ class Writer:
                 )
                 return
             except BufferError:
-                self._producer.poll(_TURN_S)
+                self._producer.poll(TURN_S)
                 self._check()
             except KafkaException as error:
-                self._failed(topic, partition, error.args[0])
+                self._failed(self._errors, topic, partition, error.args[0])
                 self._check()
 
     def _flush(self) -> None:
         asked_at = time.monotonic()
         slow = False
-        while left := self._producer.flush(_TURN_S):
+        while left := self._producer.flush(TURN_S):
             self._check()
             waited_s = time.monotonic() - asked_at
             if waited_s > SLOW_FLUSH_S:
@@ -321,17 +298,9 @@ class Writer:
                 self._wait_writable(self._obstructed)
             raise BrokerLost(f"a record was not written: {self._errors[0]}")
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            self._failed(message.topic(), message.partition(), error)
-
-    def _failed(self, topic: str | None, partition: int | None, error: KafkaError) -> None:
-        self._errors.append(f"{topic}[{partition}]: {error.str()}")
+    def _failed(
+        self, errors: list[str], topic: str | None, partition: int | None, error: KafkaError
+    ) -> None:
+        errors.append(f"{topic}[{partition}]: {error.str()}")
         if topic is not None and error.code() in OBSTRUCTED:
             self._obstructed.add(topic)
-
-    def _problem(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._errors.append(error.str())
-        else:
-            self._health.on_error(error)

@@ -1,10 +1,10 @@
 """Taking partitions over: what counts of them, and making sure that nothing else ever will.
 
 1. Read the markers to their end: the newest incarnation's last one says what counts.
-2. Read each changelog to its end, where a local store has its rows only what came since: rows
-   that count make the table; keys that have later rows,
-   written by an owner that died before its marker, are repaired: the row that counts is written
-   again.
+2. Read each changelog to its end, with transactions to one behind which none is open, where a
+   local store has its rows only what came since: rows that count make the table; keys that have
+   later rows, written by an owner that died before its marker, are repaired: the row that
+   counts is written again.
 3. Claim: a marker of a new incarnation, with the changelogs' ends as its starts. From there on
    only rows of this incarnation count.
 4. Read the markers again, until the claim is among them: with transactions that is when those
@@ -122,12 +122,17 @@ class Recovery:
         self._progress = progress
         self._handed = handed
         self._consumer = Consumer(options)
+        self._uncommitted: Consumer | None = None
+        if home.transactional:
+            self._uncommitted = Consumer({**options, "isolation.level": "read_uncommitted"})
         self.stored_rows = 0  # that were found in stores
         self.read_rows = 0  # that were read from changelogs
 
     def close(self) -> None:
         """Let go of the connection."""
         self._consumer.close()
+        if self._uncommitted is not None:
+            self._uncommitted.close()
 
     def take(self, partitions: Iterable[int]) -> dict[int, Taken]:
         """Take partitions over; what counts of each.
@@ -156,7 +161,7 @@ class Recovery:
         # All ends in this order, before anything is fetched: behind a fetch they would wait.
         # Whatever a marker below its end covers lies below the ends that are asked for later.
         ends = self._ends(TP(home.markers, partition) for partition in partitions)
-        tables = self._ends(
+        tables = self._whole_ends(
             TP(topic, partition)
             for topic in home.changelogs.values()
             for partition in partitions
@@ -424,19 +429,41 @@ class Recovery:
                 self._progress(_progress(count, total, now - began_at, what))
         consumer.unassign()
 
+    def _whole_ends(self, tps: Iterable[TP]) -> dict[TP, Extent]:
+        """As `_ends`, once no transaction is open below what is written now.
+
+        A transaction ends in one partition after the other: where its marker is told already,
+        its rows may not be.
+        """
+        places = list(tps)
+        if self._uncommitted is None:
+            return self._ends(places)
+        written = {tp: self._watermarks(self._uncommitted, tp)[1] for tp in places}
+        asked_at = time.monotonic()
+        while True:
+            ends = self._ends(places)
+            if not (open_ := [tp for tp in places if ends[tp].high < written[tp]]):
+                return ends
+            if time.monotonic() - asked_at > PROGRESS_S:
+                self._progress(f"waits for transactions that are open in {open_[0]}")
+                asked_at = time.monotonic()
+            time.sleep(PAUSE_S)
+
     def _ends(self, tps: Iterable[TP]) -> dict[TP, Extent]:
-        return {tp: Extent(*self._watermarks(tp)) for tp in tps}
+        return {tp: Extent(*self._watermarks(self._consumer, tp)) for tp in tps}
 
     def _high(self, tp: TP) -> int:
-        return self._watermarks(tp)[1]
+        return self._watermarks(self._consumer, tp)[1]
 
-    def _watermarks(self, tp: TP) -> tuple[int, int]:
+    def _watermarks(self, consumer: Consumer, tp: TP) -> tuple[int, int]:
         asked_at = time.monotonic()
         while True:
             try:
-                return self._consumer.get_watermark_offsets(TopicPartition(*tp), timeout=10)
+                return consumer.get_watermark_offsets(TopicPartition(*tp), timeout=10)
             except KafkaException as error:
                 cause = error.args[0]
+                if self._health.is_away:
+                    asked_at = time.monotonic()  # nothing is known of a cluster that is away
                 unknown_yet = cause.code() in _UNKNOWN and time.monotonic() - asked_at < QUIET_S
                 if not (cause.retriable() or unknown_yet or cause.code() in AWAY_CODES):
                     raise BrokerError(f"{tp} cannot be read: {cause.str()}") from None

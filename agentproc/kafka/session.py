@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import msgspec
 from confluent_kafka import TopicPartition
@@ -47,7 +47,14 @@ from streamd.agentproc.kafka.standby import FETCH_MS, Standby
 from streamd.agentproc.kafka.storing import LocalTables
 from streamd.agentproc.kafka.watching import Ends
 from streamd.agentproc.store.rows import Rows
-from streamd.errors import BrokerError, ConfigError, Fenced, StreamdError
+from streamd.errors import (
+    BrokerError,
+    BrokerLost,
+    ConfigError,
+    Fenced,
+    Outdated,
+    StreamdError,
+)
 from streamd.failpoints import failpoint
 from streamd.patterns import is_pattern
 from streamd.wire import StandbyRow
@@ -64,6 +71,7 @@ WATCH_S = 1.0
 CLOSE_S = 5.0
 SAVE_S = 5.0  # a group that gives partitions away waits for its stores
 UNREAD_S = 30.0
+MOST_ANEW = 3  # without a checkpoint between; then the process ends
 
 
 class KafkaSession:
@@ -122,6 +130,10 @@ class KafkaSession:
         self._appender = Appender(options.at_once(broker.reach))
         self._poller: Poller | None = None
         self._rebalancing = asyncio.Lock()
+        self._lives: dict[
+            int, int
+        ] = {}  # partition -> the poller's life in which it was gained
+        self._begun_anew = 0  # since the last checkpoint
         self._count = 0  # of the group's partitions
         self._is_new = True  # partitions have come, and nobody has looked at all of them
         self._looking: asyncio.Task[None] | None = None
@@ -165,7 +177,9 @@ class KafkaSession:
                 broker.admin, self._group, self._name(), self._opened, broker.health
             )
             if not self._opened.done():
-                await self._gain(set())  # it is a member, of more than there are partitions
+                await self._gain(
+                    set(), self._poller.life
+                )  # it is a member, of more than there are partitions
         await self._opened
         if broker.settings.broker_group_protocol == "classic":
             self._looking = loop.create_task(self._look_for_unread(), name="unread")
@@ -341,10 +355,13 @@ class KafkaSession:
         """What it follows, and how far behind that is."""
         return self._standby.rows if self._standby is not None else []
 
-    async def _gain(self, tps: set[TP]) -> None:
+    async def _gain(self, tps: set[TP], life: int) -> None:
         async with self._rebalancing:
             assert self._poller is not None
+            if life != self._poller.life:
+                return  # lost meanwhile
             partitions = self.recovering = sorted({tp.partition for tp in tps})
+            self._lives |= dict.fromkeys(partitions, life)
             if self._sources.patterns and tps:
                 self._adopt({tp.topic for tp in tps} - {self._home.markers})
             if self._holder is not None and partitions:
@@ -385,6 +402,8 @@ class KafkaSession:
             ids, self._ids_of,
         )  # fmt: skip
         try:
+            assert self._writer is not None
+            self._writing.submit(self._writer.end_former).result()
             taken = recovery.take(partitions)
             if self._home.changelogs:
                 log.info(
@@ -484,6 +503,7 @@ class KafkaSession:
                 del self._rows[key]
             for partition in lost:
                 self._markers.pop(partition, None)
+                self._lives.pop(partition, None)
 
     # Reading.
 
@@ -557,15 +577,14 @@ class KafkaSession:
     async def _commit(self, checkpoint: Checkpoint) -> set[int]:
         """Make a checkpoint durable; the partitions that it touched."""
         assert self._writer is not None, "the session is not open"
+        touched = {tp.partition for _, tp in checkpoint.positions}
+        touched |= {change.partition for change in checkpoint.changes}
+        self._refuse_gone(touched)
         positions = {
             (agent, tp): self._progress[tp].beyond(at)
             for (agent, tp), at in checkpoint.positions.items()
         }
         self.positions.update(positions)
-        touched = {tp.partition for _, tp in positions}
-        touched |= {change.partition for change in checkpoint.changes}
-        if self._poller is not None and (gone := touched & self._poller.gone):
-            raise Fenced(f"the partitions {sorted(gone)} were given to another process")
         changes: list[Changes] = []
         for partition in touched:
             marker = self._markers[partition]
@@ -580,10 +599,14 @@ class KafkaSession:
             self._progress[tp].settled(lowest)
         markers = [self._marker_row(partition) for partition in sorted(touched)]
         offsets = self._offsets(touched)
-        await self._in_thread(
-            self._writing, self._writer.commit, checkpoint.outputs, changes, markers,
-            Offsets(offsets, self._metadata()) if self._exactly_once else None,
-        )  # fmt: skip
+        try:
+            await self._in_thread(
+                self._writing, self._writer.commit, checkpoint.outputs, changes, markers,
+                Offsets(offsets, self._metadata()) if self._exactly_once else None,
+            )  # fmt: skip
+        except BrokerLost as error:
+            self._begin_anew(error)
+        self._begun_anew = 0
         for change in checkpoint.changes:
             topic = self._home.changelogs[change.table]
             self._written.wrote(topic, change.partition, len(change.rows))
@@ -597,6 +620,28 @@ class KafkaSession:
             if not self._exactly_once:
                 self._poller.commit(offsets)
         return touched
+
+    def _begin_anew(self, error: BrokerLost) -> NoReturn:
+        """A transaction's end is not known: recover what is, with another producer.
+
+        Raises:
+            Outdated: It is under way.
+            BrokerLost: It cannot be done, or was in vain.
+        """
+        assert self._writer is not None
+        if not self._writer.transactional or self._begun_anew == MOST_ANEW:
+            raise error
+        self._begun_anew += 1
+        if self._poller is not None:
+            self._poller.join_anew()
+        raise Outdated(str(error)) from error
+
+    def _refuse_gone(self, partitions: set[int]) -> None:
+        if self._poller is None:
+            return
+        gone = [p for p in sorted(partitions) if self._lives.get(p) != self._poller.life]
+        if gone:
+            raise Outdated(f"the partitions {gone} are not this process's any more")
 
     async def _alone(self) -> set[TP]:
         """The changelogs that nobody else has written to; while no checkpoint is under way.

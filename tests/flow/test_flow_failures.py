@@ -10,7 +10,7 @@ import pytest
 from flowing import Flow, app_of, eventually, flow_test, running
 
 from streamd.app import App
-from streamd.errors import BrokerError, Fenced, LogDamaged, StreamdError
+from streamd.errors import BrokerError, Fenced, LogDamaged, Outdated, StreamdError
 from streamd.wire import Suspect
 
 
@@ -491,6 +491,23 @@ def test_a_commit_that_fails_for_a_while_loses_and_doubles_nothing() -> None:
             flow.broker.failing = BrokerError("the disk is full")
             await eventually(lambda: tried.total() > 0)
             await asyncio.sleep(0.15)
+            flow.broker.failing = None
+            await feed(flow, WORDS)
+            await flow.settled()
+
+            assert flow.table("counts") == Counter(WORDS * 2)
+            assert Counter(flow.values("out")) == Counter(WORDS * 2)
+
+    flow_test(test)
+
+
+def test_an_outdated_checkpoint_is_taken_back_and_its_events_are_worked_on_again() -> None:
+    async def test() -> None:
+        tried: Counter[str] = Counter()
+        async with running(lambda: failing(lambda w, n: False, tried)) as flow:
+            await feed(flow, WORDS)
+            flow.broker.failing = Outdated("its partitions went")
+            await eventually(lambda: tried.total() > len(WORDS))
             flow.broker.failing = None
             await feed(flow, WORDS)
             await flow.settled()

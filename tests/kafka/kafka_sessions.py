@@ -107,8 +107,8 @@ class Place:
             lambda topic: False, Tracer(), Health({"bootstrap.servers": self.bootstrap}),
         )  # fmt: skip
         home = Home(
-            [self.words], self.markers, {"counts": self.changelog}, False,
-            frozenset([self.words]),
+            [self.words], self.markers, {"counts": self.changelog},
+            self.settings.processing_guarantee == "exactly_once", frozenset([self.words]),
         )  # fmt: skip
         return Recovery(
             options.reader(reach, unique("reader")), home, writer.put,

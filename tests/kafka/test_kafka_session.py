@@ -3,9 +3,10 @@
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -29,7 +30,7 @@ from streamd.agentproc.broker import TP, Checkpoint, Output, TableChange
 from streamd.agentproc.kafka.markers import Incarnation
 from streamd.agentproc.kafka.packs import index_of, position_of
 from streamd.agentproc.kafka.producing import Row
-from streamd.errors import BrokerError, BrokerLost, ConfigError, Fenced
+from streamd.errors import BrokerError, BrokerLost, ConfigError, Fenced, Outdated
 
 EVENTS = [10, 10, 10, 11, 12, 12]
 VALUES = [b"10.0", b"10.1", b"10.2", b"11.0", b"12.0", b"12.1"]
@@ -506,16 +507,16 @@ def test_a_transaction_that_was_open_at_the_claim_is_waited_for(kafka: str) -> N
             loop = asyncio.get_running_loop()
             open_, go_on = asyncio.Event(), threading.Event()
             writer = session._writer
-            assert writer is not None
-            commit = writer._producer.commit_transaction
+            assert writer is not None and writer._transactions is not None
+            calling = writer._transactions._call
 
-            def commit_late(what: str, call: object) -> None:
-                if call == commit:
+            def call_late(call: Any, *arguments: object) -> None:
+                if call == writer._producer.commit_transaction:
                     loop.call_soon_threadsafe(open_.set)
                     go_on.wait(5)
-                retrying(what, call)  # type: ignore[arg-type]
+                calling(call, *arguments)
 
-            retrying, writer._retrying = writer._retrying, commit_late  # type: ignore[method-assign]
+            writer._transactions._call = call_late  # type: ignore[method-assign]
             late = asyncio.ensure_future(
                 session.commit(
                     Checkpoint([], change({b"k": b"2"}), settled(place, second).positions)
@@ -535,6 +536,30 @@ def test_a_transaction_that_was_open_at_the_claim_is_waited_for(kafka: str) -> N
     run(body)
 
 
+def test_what_is_committed_in_a_changelog_later_than_in_the_markers_is_waited_for(
+    kafka: str,
+) -> None:
+    place = Place(kafka, "exactly_once")
+
+    async def body() -> None:
+        async with place.reader() as session:
+            await session.commit(Checkpoint([], change({b"k": b"1"})))
+        late = Producer({"bootstrap.servers": kafka, "transactional.id": place.app_id})
+        late.init_transactions(30)
+        late.begin_transaction()
+        late.produce(place.changelog, b"\0" * 12 + b"9", b"j", 0)
+        assert late.flush(30) == 0
+        taking = asyncio.ensure_future(asyncio.to_thread(place.take))
+        await asyncio.wait([taking], timeout=1.0)
+        assert not taking.done()
+        late.commit_transaction(30)
+        await taking
+
+        assert place.last_rows() == {b"k": b"1"}
+
+    run(body)
+
+
 def test_a_member_that_comes_again_fences_the_process_before_it(kafka: str) -> None:
     place = Place(kafka)
 
@@ -546,6 +571,63 @@ def test_a_member_that_comes_again_fences_the_process_before_it(kafka: str) -> N
                     async with asyncio.timeout(30):
                         await before.poll(10)
                 assert place.last_rows() == {b"k": b"2"}
+
+    run(body)
+
+
+def test_a_member_that_is_fenced_after_an_outage_joins_its_group_anew(kafka: str) -> None:
+    place = Place(kafka)
+
+    async def body() -> None:
+        async with place.reader() as before:
+            before._broker.health.on_error(KafkaError(KafkaError._TRANSPORT))
+            async with place.reader() as session:
+                await session.commit(Checkpoint([], change({b"k": b"1"})))
+            place.sender().send([1])
+            batches = await read(before, 1)
+            checkpoint = settled(place, positions_of(batches)[-1])
+            checkpoint.changes += change({b"k": b"2"})
+            await before.commit(checkpoint)
+
+        assert dict(place.take().rows["counts"].all) == {b"k": b"2"}
+
+    run(body)
+
+
+def test_after_a_transaction_that_the_cluster_ended_a_session_goes_on_with_what_counts(
+    kafka: str,
+) -> None:
+    place = Place(kafka, "exactly_once")
+
+    async def body() -> None:
+        async with place.reader() as session:
+            place.sender().send([1, 2])
+            batches = await read(session, 2)
+            first, second = positions_of(batches)
+            await session.commit(
+                Checkpoint([], change({b"k": b"1"}), settled(place, first).positions)
+            )
+            writer = session._writer
+            assert writer is not None and writer._transactions is not None
+            calling = writer._transactions._call
+
+            def call_late(call: Any, *arguments: object) -> None:
+                if call == writer._producer.commit_transaction:
+                    time.sleep(4)  # twice as long as one may be open
+                calling(call, *arguments)
+
+            writer._transactions._call = call_late  # type: ignore[method-assign]
+            late = Checkpoint([], change({b"k": b"2"}), settled(place, second).positions)
+            with pytest.raises(Outdated):
+                await session.commit(late)
+            writer._transactions._call = calling  # type: ignore[method-assign]
+            with pytest.raises(Outdated, match="not this process's any more"):
+                await session.commit(late)
+            again = await read(session, 1)
+            assert positions_of(again) == [second]
+            assert await session.load("counts", 0) == [(b"k", b"1")]
+            await session.commit(late)
+        assert place.take().rows["counts"].all == [(b"k", b"2")]
 
     run(body)
 
