@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import chaos_kafka_outages
 import chaos_supervision
 import click
 import kafka_broker
@@ -19,6 +20,11 @@ from chaos_oracle import drain, problems
 from chaos_tree import Load, eventually, instance
 
 from streamd.failpoints import FAILPOINTS
+
+WHAT = [
+    "kills", "failpoints", "kafka", "kafka-outage", "kafka-rolling", "kafka-disk", "logs",
+    "supervision",
+]  # fmt: skip
 
 
 def kills(attacks: int, seed: int) -> list[str]:
@@ -91,10 +97,27 @@ def kafka(attacks: int, seed: int, guarantee: str, only: tuple[str, ...]) -> lis
     return report.problems
 
 
+def trouble(what: str, minutes: float, rounds: int) -> list[str]:
+    """Long trouble with a cluster; what is wrong in the end."""
+    began_at = time.monotonic()
+
+    def say(text: str) -> None:
+        click.echo(f"{time.monotonic() - began_at:4.0f} s: {text}")
+
+    if what == "kafka-outage":
+        wrong = chaos_kafka_outages.outage(minutes or 10, say)
+    elif what == "kafka-rolling":
+        wrong = chaos_kafka_outages.rolling(rounds, say)
+    else:
+        wrong = chaos_kafka_outages.full_disk(say)
+    say("; ".join(wrong) or "exact, and no process was restarted")
+    return wrong
+
+
 def main() -> int:
     """Run what the arguments say; 1 when anything was not exact."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["kills", "failpoints", "kafka", "logs", "supervision"])
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("--megabytes", type=int, default=1000, help="of log lines")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--runs", type=int, default=1)
@@ -107,7 +130,12 @@ def main() -> int:
         "--guarantee", default="at_least_once", choices=["at_least_once", "exactly_once"]
     )
     parser.add_argument("--nth", type=int, help="one trial of a case")
-    parser.add_argument("--minutes", type=float, default=0.0, help="when to begin no more")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="when to begin no more; how long an outage lasts",
+    )
     parser.add_argument("--share", type=float, default=1.0, help="of the trials of each case")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     given = parser.parse_args()
@@ -126,6 +154,8 @@ def main() -> int:
         return int(bool(logs(given.megabytes)))
     if given.what == "failpoints":
         return int(bool(failpoints(given.only, given.seed)))
+    if given.what.startswith("kafka-"):
+        return int(bool(trouble(given.what, given.minutes, given.runs)))
     if given.what == "kafka":
         only = tuple(filter(None, given.only.split(",")))
         seeds = range(given.seed, given.seed + given.runs)

@@ -3,67 +3,14 @@
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from kafka_broker import Cluster
-from kafka_clients import unique
-from kafka_hosts import Feeder, Host, eventually, hosts, traced_app
+from kafka_hosts import eventually
+from kafka_trouble import app
 
 OUTAGE_S = 7.0
-
-
-class App:
-    """One instance that counts words, and what feeds it."""
-
-    def __init__(self, host: Host, feeder: Feeder) -> None:
-        self.host = host
-        self.feeder = feeder
-
-    def start(self) -> None:
-        """Start it, and feed it."""
-        self.host.start()
-        self.feeder.__enter__()
-        self.flows()
-
-    def counts(self) -> dict[str, int]:
-        """How often each word was counted, as far as pages answer."""
-        replies = {word: self.host.get(f"/count/{word}/")[1] for word in self.feeder.counts}
-        return {word: reply.get("count") for word, reply in replies.items()}
-
-    def flows(self) -> None:
-        """Wait until more events have been worked on."""
-        before = self.host.status().get("events", 0)
-        eventually(lambda: self.host.status().get("events", 0) > before + 50)
-
-    def waits_for(self) -> str:
-        """What its processes wait for; "" where there is nothing."""
-        problems = self.host.status().get("problems", [])
-        return "; ".join(each["text"] for each in problems if each["code"] == "waits")
-
-    def lines(self, since: int = 0) -> list[str]:
-        """What was logged above INFO, from the line `since` on."""
-        lines = self.host.log().splitlines()[since:]
-        return [line for line in lines if " WARNING " in line or " ERROR " in line]
-
-    def restarts(self) -> int:
-        """How often processes were started again."""
-        return sum(each["restarts"] for each in self.host.processes().values())
-
-    def ends_exact(self) -> None:
-        """Wait until every word that was sent is counted, and see that none was twice."""
-        self.feeder.end()
-        eventually(lambda: self.counts() == self.feeder.counts, 60)
-
-
-@contextmanager
-def app(cluster: Cluster, folder: Path, **settings: str) -> Iterator[App]:
-    id = unique("trouble")
-    source = traced_app(cluster.bootstrap, id, folder / "trace")
-    with hosts(source, 1) as (host,):
-        host.environment |= settings
-        yield App(host, Feeder(cluster.bootstrap, f"{id}-words"))
 
 
 @pytest.fixture(autouse=True)
