@@ -97,7 +97,7 @@ def test_a_save_that_fails_leaves_what_was_there(store: StoreFile) -> None:
 
 def test_two_never_have_one_store(store: StoreFile) -> None:
     with pytest.raises(StoreHeld, match=r"another process has changes-0\.db"):
-        StoreFile(store.path.parent, store.path.stem)
+        StoreFile(store.path.parent, store.path.stem, patience_s=0.1)
 
     store = again(store)  # let go of, it is free
 
