@@ -373,6 +373,11 @@ class Poller(threading.Thread):
         if reading is None or position_of(offset) <= reading.position:
             return None
         if reading.misses([offset]):
+            # It may be the end that was named when the partition was gained: that of a fetch
+            # from before the seek. What lies before it would never be read.
+            self._seek(tp, reading)
+            return None
+        if reading.misses([offset]):
             # A partition begins at its end, and may come to it though a seek was made: then
             # records lie before it.
             self._seek(tp, reading)
