@@ -439,14 +439,18 @@ class Recovery:
         if self._uncommitted is None:
             return self._ends(places)
         written = {tp: self._watermarks(self._uncommitted, tp)[1] for tp in places}
-        asked_at = time.monotonic()
+        told_at, quiet_s = time.monotonic(), PROGRESS_S
         while True:
             ends = self._ends(places)
             if not (open_ := [tp for tp in places if ends[tp].high < written[tp]]):
                 return ends
-            if time.monotonic() - asked_at > PROGRESS_S:
-                self._progress(f"waits for transactions that are open in {open_[0]}")
-                asked_at = time.monotonic()
+            if time.monotonic() - told_at > quiet_s:
+                # One of a broker that crashed may stay open until somebody aborts it.
+                self._progress(
+                    f"waits for transactions that are open in {open_[0]}; where that stays so, "
+                    "`kafka-transactions.sh find-hanging` names them"
+                )
+                told_at, quiet_s = time.monotonic(), min(2 * quiet_s, 60.0)
             time.sleep(PAUSE_S)
 
     def _ends(self, tps: Iterable[TP]) -> dict[TP, Extent]:
