@@ -1,6 +1,5 @@
 """A topic that is deleted under a running app: it is told, waited for, and read anew."""
 
-import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from kafka_clients import unique, write
@@ -61,17 +60,12 @@ def waits_for(host: Host) -> str:
     return "; ".join(each["text"] for each in problems if each["code"] == "waits")
 
 
-@pytest.mark.parametrize("guarantee", ["at_least_once", "exactly_once"])
-def test_a_topic_that_was_deleted_is_waited_for_and_read_anew(
-    kafka: str, guarantee: str
-) -> None:
+def test_a_topic_that_was_deleted_is_waited_for_and_read_anew(kafka: str) -> None:
     id = unique("gone")
     with hosts(APP.format(id=id, bootstrap=kafka), 1) as (host,):
-        host.environment |= {
-            "STREAMD_PROCESSING_GUARANTEE": guarantee,
-            # Else a young client believes for 30 s that a topic is about to be made.
-            "STREAMD_BROKER_PRODUCER_OPTIONS": '{"topic.metadata.propagation.max.ms": 1000}',
-        }
+        # Else a young client believes for 30 s that a topic is about to be made.
+        options = '{"topic.metadata.propagation.max.ms": 1000}'
+        host.environment["STREAMD_BROKER_PRODUCER_OPTIONS"] = options
         host.start()
         topics = Topics(kafka, id)
         before = ["a", "b", "c", "d", "e"] * 3
