@@ -18,7 +18,6 @@ from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka.client import KafkaLog
 from streamd.agentproc.kafka.installation import installation
 from streamd.agentproc.kafka.keeping import Keeper
-from streamd.agentproc.kafka.members import describe
 from streamd.agentproc.standalone import begin, ends_with_master, obey_signals
 from streamd.config import Settings
 from streamd.errors import BrokerError, StreamdError, WireError
@@ -86,7 +85,7 @@ class Cluster:
             case Describe():
                 broker = self._log.broker
                 group = f"{broker.settings.id}.{message.group}"
-                return await asyncio.to_thread(describe, broker.admin, group)
+                return await asyncio.to_thread(broker.roster.ask, group)
         raise WireError(f"unexpected {type(message).__name__} on {link.name}")
 
     async def _declare(self, declared: Declare) -> None:

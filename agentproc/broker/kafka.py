@@ -20,6 +20,7 @@ from streamd.agentproc.kafka import declaring, options, topics
 from streamd.agentproc.kafka.figures import Figures
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.leading import Leading
+from streamd.agentproc.kafka.members import Roster
 from streamd.agentproc.kafka.session import KafkaSession
 from streamd.config import Settings
 from streamd.wire import StandbyRow, TopicInfo
@@ -64,6 +65,7 @@ class KafkaBroker:
         self.stores = stores
         self.declared = {topic.name: topic for topic in declared}
         self._admin: AdminClient | None = None
+        self._roster: Roster | None = None
         self._counts: dict[str, int] = {}  # topic -> partitions
         self._open: set[KafkaSession] = set()
 
@@ -94,6 +96,13 @@ class KafkaBroker:
         if self._admin is None:
             self._admin = AdminClient(self.reach.admin)
         return self._admin
+
+    @property
+    def roster(self) -> Roster:
+        """Who has what of the groups."""
+        if self._roster is None:
+            self._roster = Roster(self.admin)
+        return self._roster
 
     def packed(self, topic: str) -> bool:
         """Does a topic carry packs?"""

@@ -5,17 +5,23 @@ A member's client id carries where it can be asked, and on which host it is:
 """
 
 import asyncio
+import threading
 import time
+from concurrent.futures import Future
 
 from confluent_kafka import ConsumerGroupState, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConsumerGroupDescription,
+)
 
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.topics import Away, broker_error
 from streamd.errors import BrokerError
 from streamd.wire import Described, Member
 
-DESCRIBE_S = 5.0
+ASK_S = 5.0
+LONGEST_S = 3600.0  # that librdkafka takes
 JOIN_S = 30.0
 LOOK_S = 3.0
 
@@ -44,31 +50,48 @@ def installation_of(client_id: str) -> str:
     return client_id.rpartition(";")[2]
 
 
-def describe(admin: AdminClient, group: str) -> Described:
-    """Ask the cluster; blocks, up to `DESCRIBE_S`.
+class Roster:
+    """Asks the cluster who is in a group; from any thread."""
 
-    Raises:
-        BrokerError: It does not say.
-    """
-    try:
-        # Only of a cluster that answers: a description that is still waited for when a broker
-        # comes back ends the process, by an assertion of librdkafka 2.16 (rd_kafka_enq_once).
-        admin.list_topics(topic=None, timeout=DESCRIBE_S)
-        answer = admin.describe_consumer_groups([group], request_timeout=DESCRIBE_S)
-        found = answer[group].result(DESCRIBE_S)
-    except KafkaException as error:
-        raise broker_error(f"who is in group {group!r} could not be asked", error) from error
-    except TimeoutError:
-        raise Away(f"who is in group {group!r} was not told in {DESCRIBE_S:g} s") from None
-    members = [
-        Member(
-            member.client_id,
-            gateway_of(member.client_id),
-            sorted({place.partition for place in member.assignment.topic_partitions}),
-        )
-        for member in found.members
-    ]
-    return Described(members, found.state == ConsumerGroupState.STABLE)
+    def __init__(self, admin: AdminClient) -> None:
+        self._admin = admin
+        self._lock = threading.Lock()
+        self._asked: dict[str, Future[ConsumerGroupDescription]] = {}  # group -> the last
+
+    def ask(self, group: str) -> Described:
+        """Ask; blocks, up to `ASK_S`.
+
+        Raises:
+            BrokerError: The cluster does not say.
+        """
+        try:
+            found = self._under_way(group).result(ASK_S)
+        except KafkaException as error:
+            raise broker_error(
+                f"who is in group {group!r} could not be asked", error
+            ) from error
+        except TimeoutError:
+            raise Away(f"who is in group {group!r} was not told in {ASK_S:g} s") from None
+        members = [
+            Member(
+                member.client_id,
+                gateway_of(member.client_id),
+                sorted({place.partition for place in member.assignment.topic_partitions}),
+            )
+            for member in found.members
+        ]
+        return Described(members, found.state == ConsumerGroupState.STABLE)
+
+    def _under_way(self, group: str) -> "Future[ConsumerGroupDescription]":
+        # A question whose time is over while its answer may still come ends the process, by an
+        # assertion (librdkafka issue 4605). So it has all the time there is, and is asked once:
+        # who does not want to wait any longer leaves it to the next.
+        with self._lock:
+            last = self._asked.get(group)
+            if last is None or last.done():
+                asked = self._admin.describe_consumer_groups([group], request_timeout=LONGEST_S)
+                last = self._asked[group] = asked[group]
+            return last
 
 
 def without_reader(found: Described, partitions: int) -> list[int]:
@@ -84,7 +107,7 @@ def without_reader(found: Described, partitions: int) -> list[int]:
 
 
 async def wait_to_join(
-    admin: AdminClient, group: str, name: str, opened: "asyncio.Future[None]", health: Health
+    roster: Roster, group: str, name: str, opened: "asyncio.Future[None]", health: Health
 ) -> None:
     """Wait until partitions come, or the cluster says that there are none for this member.
 
@@ -103,7 +126,7 @@ async def wait_to_join(
             deadline = time.monotonic() + JOIN_S
             continue
         try:
-            found = await asyncio.to_thread(describe, admin, group)
+            found = await asyncio.to_thread(roster.ask, group)
         except BrokerError:
             found = Described([], settled=False)  # a group that nobody is in yet
         mine = [member for member in found.members if member.name == name]

@@ -174,7 +174,7 @@ class KafkaSession:
         self._poller.start()
         if broker.settings.broker_group_protocol == "consumer":
             await members.wait_to_join(
-                broker.admin, self._group, self._name(), self._opened, broker.health
+                broker.roster, self._group, self._name(), self._opened, broker.health
             )
             if not self._opened.done():
                 await self._gain(
@@ -319,7 +319,7 @@ class KafkaSession:
                 continue
             self._is_new = False
             try:
-                found = await asyncio.to_thread(members.describe, broker.admin, self._group)
+                found = await asyncio.to_thread(broker.roster.ask, self._group)
             except BrokerError:
                 continue
             unread = members.without_reader(found, self._count)
@@ -347,8 +347,9 @@ class KafkaSession:
         follower.start()
         copies = broker.settings.table_standby_replicas
         choosing = follower.choose(
-            self._group, self._name(), copies, lambda: {*self.partitions, *self.recovering}
-        )
+            broker.roster, self._group, self._name(), copies,
+            lambda: {*self.partitions, *self.recovering},
+        )  # fmt: skip
         self._choosing = asyncio.create_task(choosing, name="standbys")
 
     def standby(self) -> list[StandbyRow]:

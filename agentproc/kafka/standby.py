@@ -114,7 +114,12 @@ class Standby(threading.Thread):
     # On the loop.
 
     async def choose(
-        self, group: str, name: str, copies: int, mine: Callable[[], set[int]]
+        self,
+        roster: members.Roster,
+        group: str,
+        name: str,
+        copies: int,
+        mine: Callable[[], set[int]],
     ) -> None:
         """Follow what `choosing` says, asked again each few seconds, for ever.
 
@@ -126,7 +131,7 @@ class Standby(threading.Thread):
         while True:
             if not self._health.is_away:
                 with contextlib.suppress(BrokerError):
-                    found = await asyncio.to_thread(members.describe, self._admin, group)
+                    found = await asyncio.to_thread(roster.ask, group)
                     if found.settled:
                         self.follow(followed(found, name, copies) - mine())
             await asyncio.sleep(members.LOOK_S)
