@@ -1,13 +1,12 @@
-"""What the embedded log takes and gives on this machine: `python bench/log.py [FOLDER]`.
+"""What the embedded log takes and gives on this machine.
 
 One process, one session, events of a key of 11 bytes and a value of 100; best of five.
 """
 
 import asyncio
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from streamd.agentproc.broker import TP, Checkpoint, Output, Subscription, TableChange
@@ -97,24 +96,26 @@ async def measure_latency(session: EmbeddedSession) -> str:
     )
 
 
-async def main(folder: Path) -> None:
-    """Measure in a log of its own and say so, line by line."""
+def run() -> Iterator[str]:
+    """Measure in a log of its own, below the temporary folder."""
+    yield "the embedded log, one process, one session"
+    with tempfile.TemporaryDirectory() as name:
+        lines = asyncio.run(_measure(Path(name)))
+    for line in lines:
+        yield f"  {line}"
+
+
+async def _measure(folder: Path) -> list[str]:
     broker = EmbeddedBroker(folder, folder, default_partitions=1)
     session = broker.session(Subscription("app", "g", 0, 1, {"a": ["posts"]}, {"table": 1}))
     await session.open()
-    say = sys.stdout.write
-    say(await measure_commits(session, 1000, durable=False) + "\n")
-    say(await measure_reading(session) + "\n")
-    for size in (1, 10, 100):
-        say(await measure_commits(session, size, durable=False) + "\n")
-    for size in (1, 100, 1000):
-        say(await measure_commits(session, size, durable=True) + "\n")
-    for count in (100, 1000, 5000):
-        say(await measure_rows(session, count) + "\n")
-    say(await measure_latency(session) + "\n")
+    lines = [
+        await measure_commits(session, 1000, durable=False),
+        await measure_reading(session),
+    ]
+    lines += [await measure_commits(session, size, durable=False) for size in (1, 10, 100)]
+    lines += [await measure_commits(session, size, durable=True) for size in (1, 100, 1000)]
+    lines += [await measure_rows(session, count) for count in (100, 1000, 5000)]
+    lines.append(await measure_latency(session))
     await broker.close()
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as name:
-        asyncio.run(main(Path(name)))
+    return lines
