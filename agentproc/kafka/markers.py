@@ -58,7 +58,7 @@ class Marker(msgspec.Struct, array_like=True):
     moment: float = 0.0  # unix seconds
     over: Incarnation = NOBODY  # whom this one took over from,
     over_number: int = 0  # after which checkpoint
-    topics: dict[str, str] = {}  # noqa: RUF012  # source or changelog -> its id at the claim
+    topics: dict[str, str] = {}  # source or changelog -> its id at the claim
 
 
 _encode = msgspec.msgpack.Encoder().encode
