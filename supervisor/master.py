@@ -230,12 +230,15 @@ class Master:
         self._strays.look(now)
         self.snapshots.tick(now)
         self.changes.follow_lag(now)
+        self._tell_web()
+        self.registry.commit()
+        self._tell_systemd()
+
+    def _tell_web(self) -> None:
         web = self.fleet.children.get("web")
         if web is not None and web.run is not None and web.run.link is not None:
             told = self.snapshots.build(self.phase, fresh=False)
             web.run.link.send(Snapshot(msgspec.json.encode(told)))
-        self.registry.commit()
-        self._tell_systemd()
 
     # Signals.
 
@@ -366,6 +369,8 @@ class Master:
         self.phase = "running"
         self.fleet.begin_jobs()
         self.changes.open()
+        # Who was told that all is ready asks the stats page at once.
+        self._tell_web()
         self._tell_systemd()
         self._progress.tell_ready(self._record.web)
         self.registry.note(

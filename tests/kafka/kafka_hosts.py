@@ -85,6 +85,10 @@ class Host:
                 return dict(json.load(reply))
         return {}
 
+    def state(self) -> str:
+        """"running", "degraded" and so on; "" where nothing runs."""
+        return str(self.status().get("state", ""))
+
     def processes(self) -> dict[str, dict[str, Any]]:
         """What runs, by name."""
         return {each["name"]: each for each in self.status().get("processes", [])}

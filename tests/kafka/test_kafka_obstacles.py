@@ -82,7 +82,7 @@ def test_a_topic_that_was_deleted_is_waited_for_and_read_anew(kafka: str) -> Non
         # More than there were, and none of them is passed over.
         topics.write(before * 2)
         eventually(lambda: counts(host) == {word: 9 for word in "abcde"})
-        eventually(lambda: host.status()["state"] == "running")
+        eventually(lambda: host.state() == "running")
         assert host.log().count("which was deleted") == 1
         assert all(each["restarts"] == 0 for each in host.processes().values())
 
@@ -91,7 +91,7 @@ def test_a_topic_that_was_deleted_is_waited_for_and_read_anew(kafka: str) -> Non
         eventually(lambda: f"topic '{id}-out', which was deleted" in waits_for(host))
         topics.make("out")
         eventually(lambda: counts(host).get("send") == counts(host).get("f") == 1)
-        eventually(lambda: host.status()["state"] == "running")
+        eventually(lambda: host.state() == "running")
         # What the producer has lost is done again by its successor.
         assert sum(each["restarts"] for each in host.processes().values()) <= 1
         eventually(lambda: counts(host).get("a") == 9)

@@ -38,7 +38,7 @@ def test_an_outage_is_told_once_and_costs_nothing(kafka_node: Cluster, tmp_path:
         assert 2 <= len(made.lines()) <= 8, made.lines()
         kafka_node.start()
         made.flows()
-        eventually(lambda: made.host.status()["state"] == "running")
+        eventually(lambda: made.host.state() == "running")
         assert made.host.log().count("can be reached again after") in (2, 3)
         made.ends_exact()
         assert made.restarts() == 0, made.host.log()
@@ -59,7 +59,7 @@ def test_a_start_without_a_broker_waits_and_says_for_what(
         eventually(lambda: re.search(r"cannot be reached for \d\d s now", made.host.log()))
         kafka_node.start()
         made.start()
-        assert made.host.status()["state"] == "running"
+        eventually(lambda: made.host.state() == "running")
         made.ends_exact()
         assert made.restarts() == 0
 

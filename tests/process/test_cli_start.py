@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,15 @@ def test_what_a_power_cut_left_does_not_keep_a_start_from_running(record: bytes)
 
         assert done.returncode == 0, done.stdout + done.stderr
         assert place.streamd("stop", "--name", "proj").returncode == 0
+
+
+def test_the_pages_know_that_all_is_ready_once_start_says_so() -> None:
+    with a_place() as place:
+        started = place.streamd("start", "-A", "proj", "-p", "0")
+        record = Folder(place.path / "run" / "proj").read_record()
+        assert started.returncode == 0 and record is not None
+        with urllib.request.urlopen(f"{record.web}/streamd/stats/", timeout=10) as reply:
+            assert json.load(reply)["state"] == "running"
 
 
 def test_pids_that_are_a_stranger_s_by_now_do_not_keep_a_start_from_running() -> None:
