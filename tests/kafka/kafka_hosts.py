@@ -86,7 +86,7 @@ class Host:
         return {}
 
     def state(self) -> str:
-        """"running", "degraded" and so on; "" where nothing runs."""
+        """ "running", "degraded" and so on; "" where nothing runs."""
         return str(self.status().get("state", ""))
 
     def processes(self) -> dict[str, dict[str, Any]]:
