@@ -813,6 +813,7 @@ class Engine:
         for waiter, _ in waiters:
             _refuse_durable(waiter)
         self._steady.clear()
+        self._open_gate()  # an earlier try has closed it, and there may be nothing to commit
         self._post(self._roll_back)
 
     def check_writes(self) -> None:

@@ -377,11 +377,6 @@ class Poller(threading.Thread):
             # from before the seek. What lies before it would never be read.
             self._seek(tp, reading)
             return None
-        if reading.misses([offset]):
-            # A partition begins at its end, and may come to it though a seek was made: then
-            # records lie before it.
-            self._seek(tp, reading)
-            return None
         start, reading.position = reading.position, position_of(offset)
         return Read(tp, reading.turn, None, start, reading.position, [], 0)
 

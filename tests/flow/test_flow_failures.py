@@ -518,6 +518,27 @@ def test_an_outdated_checkpoint_is_taken_back_and_its_events_are_worked_on_again
     flow_test(test)
 
 
+def test_a_checkpoint_that_failed_and_then_is_outdated_lets_events_be_handed_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        tried: Counter[str] = Counter()
+        async with running(lambda: failing(lambda w, n: False, tried)) as flow:
+            await feed(flow, WORDS)
+            flow.broker.failing = BrokerError("its member was replaced")
+            await eventually(lambda: "a checkpoint failed" in caplog.text)
+            before = tried.total()
+            flow.broker.failing = Outdated("its partitions went")
+            # Without a further event there is nothing that a checkpoint could hold.
+            await eventually(lambda: tried.total() > before)
+            flow.broker.failing = None
+            await flow.settled()
+
+            assert flow.table("counts") == Counter(WORDS)
+
+    flow_test(test)
+
+
 def test_an_event_that_fails_while_the_disk_is_full_is_tried_again_later() -> None:
     async def test() -> None:
         tried: Counter[str] = Counter()
