@@ -5,7 +5,6 @@ the group, which takes it over from the beginning of the new topic.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING
 from streamd.agentproc.kafka.obstacles import (
     AGAIN_S,
     LOOK_S,
+    RARELY_S,
+    RARER,
     READ,
     WRITE,
     Look,
@@ -101,9 +102,10 @@ class Access:
 
     # On the loop.
 
-    def look_soon(self, astray: StreamdError) -> None:
-        """A place cannot be read from: `astray` is why, if the topic is the one it was."""
-        self._astray = astray
+    def look_soon(self, astray: StreamdError | None = None) -> None:
+        """Something is in the way, or a place cannot be read from: `astray` is why, if the
+        topic is the one it was."""
+        self._astray = astray or self._astray
         self._soon.set()
 
     async def watch(
@@ -112,7 +114,7 @@ class Access:
         stop: Callable[[set[str]], None],
         give_back: Callable[[], None],
     ) -> None:
-        """Look each few seconds, for ever.
+        """Look each few seconds, for ever; less often while all is as it was.
 
         Args:
             held: The sources as they were taken over, and their ids.
@@ -125,10 +127,12 @@ class Access:
         """
         before: set[str] = set()  # gone at the last look
         stopped: set[str] = set()
+        pause_s = LOOK_S
         while True:
-            seen = await self._look_in_time(AGAIN_S if before else LOOK_S)
-            if seen is None:
+            was_told = await self._was_told(AGAIN_S if before else pause_s)
+            if (seen := await self._look_now()) is None:
                 continue
+            pause_s = LOOK_S if was_told else min(pause_s * RARER, RARELY_S)
             missing = set(seen.gone) - self._matched
             gone, before = before & missing, missing
             seen.gone = sorted(gone)
@@ -144,6 +148,7 @@ class Access:
             texts = [*self._sentences(seen), *self._misshapen(seen, anew)]
             self._reading.tell(texts)
             if texts or before:
+                pause_s = LOOK_S
                 continue
             if stopped or anew - self._given_back:
                 self._given_back |= anew
@@ -153,11 +158,20 @@ class Access:
                 raise self._astray
             self._astray = None
 
-    async def _look_in_time(self, pause_s: float) -> Look | None:
-        with contextlib.suppress(TimeoutError):
+    async def _was_told(self, pause_s: float) -> bool:
+        """Wait for the next look; True: somebody wants it before its time."""
+        began_at = time.monotonic()
+        try:
             async with asyncio.timeout(pause_s):
                 await self._soon.wait()
+        except TimeoutError:
+            return False
+        # A client may complain many times a second.
+        await asyncio.sleep(began_at + AGAIN_S - time.monotonic())
         self._soon.clear()
+        return True
+
+    async def _look_now(self) -> Look | None:
         if self._broker.health.is_away:
             return None
         try:

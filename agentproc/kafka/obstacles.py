@@ -24,7 +24,9 @@ from streamd.agentproc.kafka.topics import Found
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 3.0
+LOOK_S = 3.0  # and longer, up to `RARELY_S`, while nothing happens
+RARELY_S = 10.0
+RARER = 1.25
 AGAIN_S = 1.0  # where somebody waits
 OBSTRUCTED = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC,

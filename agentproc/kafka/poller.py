@@ -32,6 +32,7 @@ from confluent_kafka import (
 from streamd.agentproc.broker import TP
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.membership import Membership
+from streamd.agentproc.kafka.obstacles import OBSTRUCTED
 from streamd.agentproc.kafka.options import Options
 from streamd.agentproc.kafka.packs import (
     offset_of,
@@ -46,11 +47,14 @@ log = logging.getLogger(__name__)
 
 CHUNK_RECORDS = 1000
 POLL_S = 0.1
+IDLE_POLL_S = 0.2  # where nothing came or was asked for, for `IDLE_S`
+IDLE_S = 5.0
 FULL_EVENTS = 32_000  # handed to the loop and not taken: read no more
 FULL_BYTES = 16 * 1024 * 1024
 PATIENCE_S = 0.2  # for the loop to take some, before partitions are paused
 SEEK_S = 30.0
 SEEK_AGAIN_S = 0.005
+SOON_S = 0.02  # where the loop is about to say from where to read
 WAKE_S = 0.2
 FENCES = 3  # after an outage; more are those of another process
 FENCES_S = 60.0
@@ -64,11 +68,13 @@ class Poller(threading.Thread):
         lose, gain: Coroutine functions of the session, run on `loop`.
         take: Called on the loop with what was read.
         failed: Called on the loop with what ended this thread.
-        astray: Called on the loop where a place cannot be read from, with why.
+        astray: Called on the loop where a place cannot be read from, with why; with None where
+            topics seem to be gone, or forbidden.
         session_s: How long the cluster waits for a silent member.
         bound_s: How long `lose` may take before partitions are given away all the same.
         anchor: A topic to subscribe to in place of `topics`: who is assigned a partition of it
             reads the partition of this number of each of them.
+        transactional: Keep `group_metadata` as new as can be; to ask for it wakes a thread.
     """
 
     def __init__(
@@ -82,11 +88,12 @@ class Poller(threading.Thread):
         gain: Callable[[set[TP], int], Awaitable[None]],
         take: Callable[[list[Read]], None],
         failed: Callable[[BaseException], None],
-        astray: Callable[[StreamdError], None],
+        astray: Callable[[StreamdError | None], None],
         health: Health,
         bound_s: float,
         session_s: float,
         anchor: str = "",
+        transactional: bool = False,
     ) -> None:
         super().__init__(name=name, daemon=True)
         # By the protocol of KIP-848 partitions come and go one by one, whoever assigns them.
@@ -100,16 +107,19 @@ class Poller(threading.Thread):
         self._health = health
         self._bound_s = bound_s
         self._anchor = anchor
+        self._transactional = transactional
         self._commands: deque[Callable[[], None]] = deque()
         self._moves: deque[Callable[[], None]] = deque()  # not to be made inside a rebalance
         self._reading: dict[TP, Reading] = {}  # partitions that are read
         self._seeks: dict[TP, tuple[Reading, float]] = {}  # to be made, and until when
         self._assigned: set[TP] = set()
+        self._gaining = 0  # calls of `gain` that are under way
         self._resumed: list[TP] = []  # and not asked for since
         self._dropped: set[str] = set()  # topics that are gone
         self._room = threading.Condition()
         self._waiting_events = self._waiting_bytes = 0
         self._paused = False
+        self._came_at = time.monotonic()  # the last record, or command
         self._ending = threading.Event()
         self.membership = Membership(session_s)
         self._leave = False
@@ -174,7 +184,8 @@ class Poller(threading.Thread):
                 while self._moves:
                     self._moves.popleft()()
                 self._obey()
-                self.group_metadata = self._consumer.consumer_group_metadata()
+                if self._transactional:
+                    self.group_metadata = self._consumer.consumer_group_metadata()
                 self._wait_room()
                 self._hand_over(self._read())
                 if self._fenced:
@@ -252,14 +263,38 @@ class Poller(threading.Thread):
             log.warning("the consumer did not close: %s", error)
 
     def _read(self) -> list[Message]:
-        first = self._consumer.poll(SEEK_AGAIN_S if self._seeks else POLL_S)
-        if first is None:
-            return []
+        """A chunk of what came; nothing where something else is to be done, too."""
+        poll, turned = self._consumer.poll, self.membership.turned
+        while (first := poll(self._wait_s())) is None:
+            # An idle process does little else than to wait here: it stays in this loop.
+            if self._commands or self._moves or self._is_busy():
+                return []
+            turned(time.monotonic())
+        self._came_at = time.monotonic()
         return [first, *self._consumer.consume(CHUNK_RECORDS - 1, 0)]
+
+    def _wait_s(self) -> float:
+        if self._seeks:
+            return SEEK_AGAIN_S
+        if self._gaining:
+            return SOON_S
+        return POLL_S if time.monotonic() - self._came_at < IDLE_S else IDLE_POLL_S
+
+    def _is_busy(self) -> bool:
+        return bool(
+            self._seeks
+            or self._resumed
+            or self._paused
+            or self._transactional
+            or self._fenced
+            or self._fatal is not None
+            or self._ending.is_set()
+        )
 
     def _obey(self) -> None:
         while self._commands:
             self._commands.popleft()()
+            self._came_at = time.monotonic()
         self._try_seeks()
         if self._resumed:
             self._wake()
@@ -395,6 +430,9 @@ class Poller(threading.Thread):
 
     # Commands.
 
+    def _have_gained(self) -> None:
+        self._gaining -= 1
+
     def _begin(self, tp: TP, turn: int, position: int, highs: Highs) -> None:
         if tp not in self._assigned or tp.topic in self._dropped:
             return  # it was given away meanwhile, or is no more
@@ -462,7 +500,8 @@ class Poller(threading.Thread):
         self.group_metadata = consumer.consumer_group_metadata()
         mine = {TP(place.topic, place.partition) for place in gained}
         self._assigned |= mine
-        asyncio.run_coroutine_threadsafe(self._gaining(mine, self.life), self._loop)
+        self._gaining += 1
+        asyncio.run_coroutine_threadsafe(self._have(mine, self.life), self._loop)
 
     def _with_topics(self, anchors: list[TopicPartition]) -> list[TopicPartition]:
         if not self._anchor:
@@ -470,11 +509,12 @@ class Poller(threading.Thread):
         beside = [TopicPartition(t, each.partition) for t in self.topics for each in anchors]
         return [*anchors, *beside]
 
-    async def _gaining(self, mine: set[TP], life: int) -> None:
+    async def _have(self, mine: set[TP], life: int) -> None:
         try:
             await self._gain(mine, life)
         except BaseException as error:
             self._failed(error)
+        self._commands.append(self._have_gained)
 
     def _on_revoke(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         if consumer is not self._consumer:
@@ -565,3 +605,5 @@ class Poller(threading.Thread):
             self._fatal = BrokerLost(f"the consumer cannot go on: {error.str()}")
         else:
             self._health.on_error(error)
+            if error.code() in OBSTRUCTED and not self._ending.is_set():
+                self._loop.call_soon_threadsafe(self._astray, None)

@@ -167,6 +167,7 @@ class KafkaSession:
             failed=self._failed,
             astray=self._access.look_soon,
             anchor=self._home.markers if self._sources.patterns else "",
+            transactional=self._exactly_once,
             health=self._broker.health,
             bound_s=self._broker.settings.grace,
             session_s=self._broker.settings.broker_session_timeout,

@@ -1,6 +1,7 @@
 """What a poller makes of the ends that a client tells of."""
 
 import asyncio
+from collections.abc import Callable
 
 from confluent_kafka import KafkaError, Message
 
@@ -11,6 +12,7 @@ from streamd.agentproc.kafka.packs import position_of
 from streamd.agentproc.kafka.poller import Poller
 from streamd.agentproc.kafka.reading import Read, Reading
 from streamd.config import resolve
+from streamd.errors import StreamdError
 
 TOPIC = TP("t", 0)
 REACH = options.connection(
@@ -27,15 +29,23 @@ def end_at(offset: int) -> Message:
     return Message(topic=TOPIC.topic, partition=TOPIC.partition, offset=offset, error=error)
 
 
+def make_poller(
+    take: Callable[[list[Read]], None] = lambda reads: None,
+    astray: Callable[[StreamdError | None], None] = lambda error: None,
+) -> Poller:
+    """One that does not run; on the running loop."""
+    return Poller(
+        options.member(REACH, "g", "name", "one", together=False), ["t"],
+        asyncio.get_running_loop(), name="poller", lose=nobody, gain=nobody,
+        take=take, failed=lambda error: None, astray=astray,
+        health=Health(REACH.admin), bound_s=1, session_s=10,
+    )  # fmt: skip
+
+
 def test_an_end_beyond_what_was_read_is_asked_for_again_before_it_is_believed() -> None:
     async def body() -> None:
         taken: list[Read] = []
-        poller = Poller(
-            options.member(REACH, "g", "name", "one", together=False), ["t"],
-            asyncio.get_running_loop(), name="poller", lose=nobody, gain=nobody,
-            take=taken.extend, failed=lambda error: None, astray=lambda error: None,
-            health=Health(REACH.admin), bound_s=1, session_s=10,
-        )  # fmt: skip
+        poller = make_poller(take=taken.extend)
         poller._reading[TOPIC] = Reading(1, position_of(5), {})
 
         poller._hand_over([end_at(9)])
@@ -49,5 +59,18 @@ def test_an_end_beyond_what_was_read_is_asked_for_again_before_it_is_believed() 
         await asyncio.sleep(0)
         # Marks of transactions lie before it.
         assert [(read.start, read.end) for read in taken] == [(position_of(5), position_of(9))]
+
+    asyncio.run(body())
+
+
+def test_topics_are_looked_at_once_where_the_client_is_refused() -> None:
+    async def body() -> None:
+        told: list[StreamdError | None] = []
+        poller = make_poller(astray=told.append)
+        refused = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        poller._hand_over([Message(topic=None, partition=-1, error=refused)])
+        poller._problem(KafkaError(KafkaError._TRANSPORT))  # says nothing of topics
+        await asyncio.sleep(0)
+        assert told == [None]
 
     asyncio.run(body())
