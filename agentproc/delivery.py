@@ -111,7 +111,7 @@ class Feed:
 
     def has_room(self, run: Run) -> bool:
         """May its next event be handed out, by what is held back of its partition?"""
-        if self.agent.concurrency == 1 or self.engine.asked[self.agent.name]:
+        if self.agent.concurrency == 1 or self.engine.gate.asked[self.agent.name]:
             return True
         window = self.window(run.tp)
         return len(window) < HELD_BACK_EVENTS or run.positions[run.cursor] in window
@@ -119,7 +119,7 @@ class Feed:
     def window(self, tp: TP) -> Window[Sent]:
         """The events of a partition that are in work, with concurrency above 1."""
         if tp not in self.windows:
-            self.windows[tp] = Window(self.engine.positions[self.agent.name, tp])
+            self.windows[tp] = Window(self.engine.pending.positions[self.agent.name, tp])
         return self.windows[tp]
 
 
@@ -177,7 +177,7 @@ class Actor:
         """See `streamd.streams.Source`."""
         if not self.running:
             self.running = True
-            self.engine.started_work(self)
+            self.engine.gate.started(self)
         if self.agent.timeout_s is not None:
             loop = asyncio.get_running_loop()
             self._alarm = loop.call_later(self.agent.timeout_s, self._time_out)
@@ -194,7 +194,7 @@ class Actor:
             self.engine.check_writes()
         handed = self._in_hand()
         self._adapt_length()
-        name, positions = self.agent.name, self.engine.positions
+        name, positions = self.agent.name, self.engine.pending.positions
         count = 0
         for run, start, end in handed:
             count += end - start
@@ -208,7 +208,7 @@ class Actor:
             if self.traces and not self._earlier and self._run is not None:
                 # What a take sent is for no one of its events.
                 trace(self.lanes, name, self._run.tp, self._run.positions, self._start)
-            self.engine.release([self._take_sent()])
+            self.engine.pending.release([self._take_sent()])
         self._earlier.clear()
         self.cut()
         self._let_go()
@@ -229,9 +229,9 @@ class Actor:
             position = run.positions[index]
             sent = self._take_sent() if position == last else Sent(new_lanes(), [])
             if released := window.settle(position, sent, last):
-                self.engine.release(released)
+                self.engine.pending.release(released)
                 self.feed.wake()
-        self.engine.positions[self.agent.name, tp] = window.position
+        self.engine.pending.positions[self.agent.name, tp] = window.position
 
     def event(self, index: int) -> Event:
         """See `streamd.streams.Source`."""
@@ -329,10 +329,10 @@ class Actor:
         self.callbacks.append((callback, metadata))
 
     def asking(self, agent: str, change: int) -> None:
-        """An `ask` of this code begins or ends; see `Engine.gate_open`."""
+        """An `ask` of this code begins or ends; see `Gate.lets`."""
         if not self.dismissed:
             self.asks[agent] += change
-            self.engine.asking(agent, change)
+            self.engine.gate.asking(agent, change)
 
     # Inside.
 
@@ -356,7 +356,7 @@ class Actor:
         self.stream.values, self.stream.index, self.stream.end = (), 0, 0
         if self.running:
             self.running = False
-            self.engine.stopped_work(self)
+            self.engine.gate.stopped(self)
 
     def _take_sent(self) -> Sent:
         sent = Sent(self.lanes, self.callbacks)
@@ -382,7 +382,7 @@ class Actor:
             if engine.stopping:
                 raise StopAsyncIteration
             run = self._next_run()
-            if run is not None and engine.gate_open(self) and feed.has_room(run):
+            if run is not None and engine.gate.lets(self) and feed.has_room(run):
                 trial = run.trials.get(run.cursor)
                 if trial is None:
                     self._take_stride(run, alone=False)

@@ -1,10 +1,10 @@
 """The engine of a group: read this first.
 
-An event's way, in the order of this file: `_read` polls the broker and decodes the chunk; the
-feeds hand it to the agents (delivery.py); what they send and write is collected; `_checkpoint`
-makes outputs, changed rows and positions durable together. A crash at any point gives the state
-of the last checkpoint and reads on from there; an event that fails is treated the same way,
-without the crash (`_roll_back`).
+An event's way: the intake polls the broker and decodes the chunk (intake.py); where the gate
+lets them (gate.py), the feeds hand its events to the agents (delivery.py); what they send and
+write is collected; `_checkpoint` makes outputs, changed rows and positions durable together. A
+crash at any point gives the state of the last checkpoint and reads on from there; an event that
+fails is treated the same way, without the crash (`_roll_back`).
 
 Everything here runs on the loop's thread. The broker does its waiting in threads of its own.
 """
@@ -14,9 +14,7 @@ import inspect
 import logging
 import sys
 import time
-from bisect import bisect_left
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import aclosing
 from contextvars import copy_context
 from functools import partial
@@ -25,7 +23,6 @@ from typing import Any
 from streamd.agentproc.beats import Beats
 from streamd.agentproc.broker import (
     TP,
-    Batch,
     Broker,
     Checkpoint,
     Output,
@@ -35,8 +32,11 @@ from streamd.agentproc.broker import (
 from streamd.agentproc.delivery import Actor, Feed, Sent
 from streamd.agentproc.errand import Errand
 from streamd.agentproc.exits import ExitAsked
+from streamd.agentproc.gate import Gate
+from streamd.agentproc.intake import Intake
 from streamd.agentproc.letters import dead_letter
-from streamd.agentproc.outbox import new_lanes, outputs_of
+from streamd.agentproc.outbox import new_lanes
+from streamd.agentproc.pending import Pending, RolledBack, Taken
 from streamd.agentproc.replying import refuse, reply, text_of
 from streamd.agentproc.routing import place_of
 from streamd.agentproc.runs import Run
@@ -44,44 +44,26 @@ from streamd.agentproc.statistics import Statistics
 from streamd.agentproc.trials import RETRY_MAX_S, Trial, Trials, stopped
 from streamd.agents import CORRELATION_ID, REPLY_TO, Agent, AgentFailed
 from streamd.app import App
-from streamd.codecs import Codec
-from streamd.context import Callback, Lanes, Record, RecordMetadata, current_scope
+from streamd.context import Record, RecordMetadata, current_scope
 from streamd.errors import (
     BrokerError,
-    DecodeError,
     EncodeError,
     Fenced,
     LogDamaged,
     Outdated,
-    StreamdError,
 )
 from streamd.failpoints import failpoint
 from streamd.inplace import watch
-from streamd.patterns import is_pattern, means
 from streamd.tables import Part, Table
-from streamd.topics import Topic
 from streamd.wire import GroupPlan, Owns, Suspect
 
 log = logging.getLogger(__name__)
 
-CHUNK_EVENTS = 4000
-WAITING_EVENTS = 8000  # read on only below this
-MOST_WAITING_EVENTS = 32_000  # below this, for an agent that has none
 WAITING_RECORDS = 50_000  # sends that may wait do so above this
 ROWS_AT_ONCE = 20_000  # of a table are decoded without letting go of the loop
 CAREFUL_EVENTS = 20_000  # more than were in work when a process died
 IDLE_RESTART_S = 1.0
 CANCEL_AGAIN_S = 1.0
-ASK_PATIENCE_S = 0.5  # then an ask of another group may need any agent of this one
-
-
-Waiter = tuple[
-    asyncio.Future[None], Errand | None
-]  # and whose code it is, a task's or a view's
-
-
-class RolledBack(StreamdError):
-    """What this code wrote was taken back with a failed event of its group; ask again."""
 
 
 class Engine:
@@ -107,10 +89,7 @@ class Engine:
         self.checking = 0  # so many events' table writes are looked at one by one
         self.agents: list[Agent] = group.agents if group else []
         self.tables: list[Table] = group.tables if group else []
-        self.positions: dict[tuple[str, TP], int] = {}  # (agent, tp) -> next one to settle
-        self.outbox: list[Lanes] = []  # sent by settled events and not in a checkpoint
-        self.letters: list[Output] = []  # dead letters, the same
-        self.callbacks: list[tuple[Callback, RecordMetadata]] = []
+        self.pending = Pending()
         self.errands: set[Errand] = set()
         self.stopping = False
         self.leaving = False  # for good: others may have the partitions at once
@@ -135,47 +114,18 @@ class Engine:
         self.traces = broker.traces
         self._alone = alone
         self._feeds = [Feed(self, agent) for agent in self.agents]
-        self._topics: dict[str, Topic] = {
-            topic.name: topic for agent in self.agents for topic in agent.channel.parts
-        }
-        self._readers: dict[str, list[Feed]] = defaultdict(list)  # topic -> feeds
-        for feed in self._feeds:
-            for topic in feed.agent.get_topic_names():
-                self._readers[topic].append(feed)
-        self._patterns = [
-            (feed, topic)
-            for feed in self._feeds
-            for topic in feed.agent.channel.parts
-            if is_pattern(topic.name)
-        ]
-        self._met: set[str] = set()  # topics of which it is known whom patterns give them to
         self._actors: dict[asyncio.Task[None], Actor] = {}
         self._entered: int | None = -1  # the partition that the tables write to
-        self._committed: dict[tuple[str, TP], int] = {}
         self._trials = Trials(app.settings, parked)
+        self.gate = Gate(plan.group, self._feeds, beats, self._when_quiet)
+        self._intake = Intake(self._feeds, self.session, self._trials)
         self._mail: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._opening: asyncio.Future[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._checkpointing: asyncio.Task[None] | None = None
         self._commit_lock = asyncio.Lock()
-        self._room = asyncio.Event()
-        self._dirty = asyncio.Event()  # something is there to make durable
-        self._due = asyncio.Event()  # a checkpoint is to begin now
-        self._quiet = asyncio.Event()  # no event is in work
-        self._quiet.set()
         self._movable = asyncio.Event()  # partitions may be given away: it is ready, or over
         self._over = asyncio.Event()  # nothing more will be made durable
-        self._barrier = False  # no event is handed out until a checkpoint has begun
-        self._giving_way = False  # no event is handed out until partitions are given away
-        self._steady = asyncio.Event()  # no roll-back is under way
-        self._steady.set()
-        self._solo: Actor | None = None  # the only one that may get an event now
-        self.asked: Counter[str] = Counter()  # agent -> asks by this group's code that wait
-        self.working: set[Actor | Errand] = set()  # what is in work
-        self._oldest_at = 0.0  # monotonic; since when the oldest of them is
-        self._durable: list[Waiter] = []  # wait for the next checkpoint's end
-        self._urgent = False  # somebody waits for power-safe durability
-        self._since_checkpoint = 0  # events settled
         self._checkpointed_at = time.monotonic()
         self._unsettled_failures = 0  # agents that ended with no event in hand, in a row
         self._statistics = Statistics()
@@ -203,7 +153,7 @@ class Engine:
         self.ready.set()
         self._movable.set()
         try:
-            while not (self.stopping and not self._actors and not self.working):
+            while not (self.stopping and not self._actors and not self.gate.working):
                 await (await self._mail.get())()
             await self._finish()
         finally:
@@ -226,9 +176,8 @@ class Engine:
             self._opening.cancel()  # what is not open yet may wait for long
         if self._reading is not None:
             self._reading.cancel()
-        for worker in self.working:
-            worker.cut()
-        self._wake_feeds()
+        self.gate.cut()
+        self.gate.wake()
         self._post(self._nothing)
 
     async def abort(self) -> None:
@@ -247,8 +196,7 @@ class Engine:
             topic.most_bytes = self.session.topic_limits.get(topic.name, topic.most_bytes)
         for table in self.tables:
             table.most_bytes = self.session.table_limits.get(table.name, table.most_bytes)
-        self._committed = dict(self.session.positions)
-        self.positions = dict(self._committed)
+        self.pending.gain(self.session.positions)
         partitions = list(self.session.partitions)  # those that come later are gained
         for table in self.tables:
             parts = {
@@ -260,6 +208,10 @@ class Engine:
             if self.app.settings.debug:
                 watch(table)
         failpoint("engine.recovered")
+
+    def _start_reading(self) -> None:
+        if self._feeds and not self.stopping:
+            self._reading = self._spawn(self._intake.run(self.pending.positions), "reader")
 
     async def _load(self, table: Table, partition: int) -> Part:
         """What a partition of a table holds; the loop turns while many rows are decoded."""
@@ -281,12 +233,11 @@ class Engine:
             for partition in partitions:
                 if partition < (table.partitions or 1):
                     table.gain(partition, await self._load(table, partition))
-        gained = {
+        of_them = {
             key: at for key, at in self.session.positions.items()
             if key[1].partition in partitions
         }  # fmt: skip
-        self._committed |= gained
-        self.positions |= gained
+        self.pending.gain(of_them)
         self._entered = -1
 
     def has_gained(self) -> None:
@@ -300,7 +251,7 @@ class Engine:
             # Its last checkpoint holds these partitions too: they are given away after it.
             await self._over.wait()
             return
-        self._giving_way = True
+        self.gate.gives_way = True
         self.announce(self.owns())  # nobody is sent here for what is about to go
         try:
             if not gone:
@@ -309,24 +260,23 @@ class Engine:
             self._post(partial(self._forget, set(partitions), forgotten))
             await forgotten
         finally:
-            self._giving_way = False
-            self._wake_feeds()
+            self.gate.gives_way = False
+            self.gate.wake()
 
     async def _settle_all(self) -> None:
         """Hand out no more; wait until what is in work is settled and durable, or too long."""
         try:
             async with asyncio.timeout(self.app.settings.grace / 2):
-                for worker in self.working:
-                    worker.cut()
-                while not self._quiet.is_set():
-                    await self._quiet.wait()
-                await self.durable(urgent=False)
+                self.gate.cut()
+                while not self.gate.quiet.is_set():
+                    await self.gate.quiet.wait()
+                await self.pending.durable(urgent=False)
         except TimeoutError:
             log.warning(
                 "%s gives partitions away and works on: %s; it is cancelled, and done again "
                 "by who gets them",
                 self.group,
-                "; ".join(self.busy_with()),
+                "; ".join(self.gate.busy_with()),
             )
         except RolledBack:
             log.debug("%s gave partitions away while an event failed", self.group)
@@ -343,6 +293,10 @@ class Engine:
         recovering = self.session.recovering
         active = [p for p in self.session.partitions if p not in recovering]
         return Owns(self.group, self.session.generation, active, recovering, scattered)
+
+    def _when_quiet(self) -> None:
+        if self.stopping:
+            self._post(self._nothing)
 
     async def _nothing(self) -> None:
         """Look again whether all is done."""
@@ -368,54 +322,8 @@ class Engine:
             if self._checkpointing is not None:
                 self._checkpointing.cancel()
         for errand in list(self.errands):
-            self.outbox.append(errand.take_lanes())
+            self.pending.outbox.append(errand.take_lanes())
         await self._checkpoint()
-
-    # Reading.
-
-    def _start_reading(self) -> None:
-        if self._feeds and not self.stopping:
-            self._reading = self._spawn(self._read(), "reader")
-
-    async def _read(self) -> None:
-        self._room.set()
-        while True:
-            await self._room.wait()
-            for batch in await self.session.poll(CHUNK_EVENTS):
-                self._distribute(batch)
-            if sum(feed.waiting for feed in self._feeds) > WAITING_EVENTS:
-                self._room.clear()
-
-    def _distribute(self, batch: Batch) -> None:
-        """Decode a batch once and give it to each agent that reads its topic."""
-        if self._patterns and batch.tp.topic not in self._met:
-            self._meet(batch.tp)
-        topic = self._topics[batch.tp.topic]
-        values, bad = _decoded(topic.value_codec, batch.values)
-        keys: list[Any] | None = None
-        if topic.has_typed_keys:
-            keys, bad_keys = _decoded(topic.key_codec, batch.keys)
-            bad |= {index: f"its key: {reason}" for index, reason in bad_keys.items()}
-        for feed in self._readers[batch.tp.topic]:
-            settled = self.positions[feed.agent.name, batch.tp]
-            cursor = bisect_left(batch.positions, settled)
-            if cursor == len(values):
-                continue
-            run = Run(batch, topic, values, keys, cursor)
-            for index, reason in bad.items():
-                if index >= cursor:
-                    run.try_apart(index, Trial(refused="it cannot be decoded", error=reason))
-            self._trials.mark(run, feed.agent.name)
-            feed.add(run)
-
-    def _meet(self, tp: TP) -> None:
-        """Find out which agents read a topic as it matches a pattern of theirs."""
-        self._met.add(tp.topic)
-        for feed, pattern in self._patterns:
-            reads = (feed.agent.name, tp) in self.positions
-            if reads and means(pattern.name, tp.topic) and feed not in self._readers[tp.topic]:
-                self._topics.setdefault(tp.topic, pattern)
-                self._readers[tp.topic].append(feed)
 
     # Working.
 
@@ -484,97 +392,31 @@ class Engine:
             for table in self.tables:
                 table.enter(partition)
 
-    def gate_open(self, actor: Actor) -> bool:
-        """May this actor get an event now?
-
-        Not while a checkpoint waits for what is in work, or another event is tried alone;
-        unless something in work waits for a reply that this event may be about to give.
-        """
-        if not self._steady.is_set():
-            return False
-        if self.asked[actor.agent.name]:
-            return True
-        if self.asked.total() and self._patience_is_over():
-            # Perhaps the agent that was asked, in another group, asks this one.
-            return not any(
-                isinstance(other, Actor) and other.asks.total() and other.feed is actor.feed
-                for other in self.working
-            )
-        if self._barrier or self._giving_way:
-            return False
-        return self._solo is None or self._solo is actor
-
-    def _patience_is_over(self) -> bool:
-        return any(time.monotonic() - other.since > ASK_PATIENCE_S for other in self.working)
-
-    def asking(self, agent: str, change: int) -> None:
-        """An `ask` of an agent, by this group's code, begins (+1) or ends (-1) to wait."""
-        self.asked[agent] += change
-        self._wake_feeds()
-        if change > 0:
-            asyncio.get_running_loop().call_later(ASK_PATIENCE_S, self._wake_feeds)
-
-    def started_work(self, worker: Actor | Errand) -> None:
-        """An actor got events, or an errand wrote."""
-        if not self.working:
-            self._oldest_at = worker.since  # else another's is older
-        self.working.add(worker)
-        self._quiet.clear()
-        self.beats.in_work(self.group, len(self.working), self._oldest_at)
-
-    def stopped_work(self, worker: Actor | Errand) -> None:
-        """An actor has no events in hand any more, or an errand is over."""
-        self.working.discard(worker)
-        self._oldest_at = min((other.since for other in self.working), default=0.0)
-        self.beats.in_work(self.group, len(self.working), self._oldest_at)
-        if not self.working:
-            self._quiet.set()
-            if self.stopping:
-                self._post(self._nothing)
-
-    def release(self, settled: Iterable[Sent]) -> None:
-        """What settled events sent goes into the next checkpoint."""
-        for sent in settled:
-            self.outbox.append(sent.lanes)
-            self.callbacks += sent.callbacks
-
     def settled(self, actor: Actor, count: int) -> None:
         """An actor settled events, or one of its was given up."""
         self._statistics.events[actor.agent.name] += count
-        self._since_checkpoint += count
+        self.pending.events += count
         self._unsettled_failures = 0
         if self.checking:
             self.checking = max(0, self.checking - count)
-            self._due.set()
+            self.pending.due.set()
         if self.careful and sum(self._statistics.events.values()) >= CAREFUL_EVENTS:
             self.careful = False
-        self._dirty.set()
+        self.pending.dirty.set()
         if actor.alone:
             actor.alone = False
-            if self._solo is actor:
-                self._solo = None
-            self._wake_feeds()
-            self._due.set()
-        if self._since_checkpoint >= self.app.settings.checkpoint_events:
-            self._due.set()
-        if (
-            not self._room.is_set()
-            and sum(f.waiting for f in self._feeds) < WAITING_EVENTS // 2
-        ):
-            self._room.set()
+            self.gate.let_go_of(actor)
+            self.pending.due.set()
+        if self.pending.events >= self.app.settings.checkpoint_events:
+            self.pending.due.set()
+        self._intake.settled()
 
     def parked(self, actor: Actor) -> None:
         """An actor waits for events."""
-        waiting = sum(feed.waiting for feed in self._feeds)
-        if not self.working and not waiting:
-            self._due.set()  # idle: there is nothing to wait for
-        # Its own events may lie behind those of an agent that is slow, or that asks it.
-        if not actor.feed.waiting and (waiting < MOST_WAITING_EVENTS or self.asked.total()):
-            self._room.set()
-
-    def _wake_feeds(self) -> None:
-        for feed in self._feeds:
-            feed.wake()
+        if not self.gate.working and not self._intake.waiting:
+            self.pending.due.set()  # idle: there is nothing to wait for
+        if not actor.feed.waiting:
+            self._intake.starves(asked=self.gate.asked.total() > 0)
 
     # Events that fail.
 
@@ -587,9 +429,9 @@ class Engine:
         if trial.refused is not None:
             self._give_up(actor, run, trial)
             return False
-        if self.asked[actor.agent.name]:
+        if self.gate.asked[actor.agent.name]:
             return True  # who is in work waits for this very agent: nobody can be alone
-        if self._solo not in (None, actor):
+        if self.gate.solo not in (None, actor):
             self.parked(actor)
             await actor.feed.wait_change()
             return False
@@ -600,14 +442,13 @@ class Engine:
             self.parked(actor)
             await actor.feed.wait_change(wait_s)
             return False
-        self._solo = actor
+        self.gate.solo = actor
         index = run.cursor
-        await self.durable(urgent=False)
+        await self.pending.durable(urgent=False)
         if not self.stopping and actor.feed.runs and actor.feed.runs[0] is run:
             if run.cursor == index:
                 return True
-        self._solo = None
-        self._wake_feeds()
+        self.gate.let_go_of(actor)
         return False
 
     def _give_up(self, actor: Actor, run: Run, trial: Trial) -> None:
@@ -616,7 +457,7 @@ class Engine:
         if not trial.skip:
             topic = self.app.dead_letters
             most_bytes = self.session.topic_limits.get(topic, sys.maxsize)
-            self.letters.append(dead_letter(run, index, name, trial, topic, most_bytes))
+            self.pending.letters.append(dead_letter(run, index, name, trial, topic, most_bytes))
             self._statistics.dead_letters += 1
             log.error(
                 "%s@%d of agent %s goes to the dead letters: %s (%s)",
@@ -628,12 +469,12 @@ class Engine:
         if run.cursor == len(run):
             actor.feed.runs.popleft()
         if actor.agent.concurrency == 1:
-            self.positions[name, run.tp] = run.position_after(index + 1)
+            self.pending.positions[name, run.tp] = run.position_after(index + 1)
         else:
             window = actor.feed.window(run.tp)
             window.begin(run.positions[index], run.position_after(index + 1))
-            self.release(window.settle(run.positions[index], Sent(new_lanes(), [])))
-            self.positions[name, run.tp] = window.position
+            self.pending.release(window.settle(run.positions[index], Sent(new_lanes(), [])))
+            self.pending.positions[name, run.tp] = window.position
         self.settled(actor, 1)
 
     def _refuse_reply(self, run: Run, index: int, trial: Trial) -> None:
@@ -644,7 +485,7 @@ class Engine:
             error = f"{trial.refused}: {trial.error}"
             lanes = new_lanes()
             refuse(self.app, lanes, text_of(reply_to), text_of(correlation_id), error)
-            self.outbox.append(lanes)
+            self.pending.outbox.append(lanes)
 
     async def _failed(self, actor: Actor, index: int, error: BaseException) -> None:
         """An agent raised: take back what no checkpoint holds, and see about the event."""
@@ -689,13 +530,13 @@ class Engine:
             failed: Actors that have ended, beside those that are ended here.
             without: Partitions that are another process's from now on.
         """
-        self._steady.clear()
-        self._quiet.set()  # a checkpoint that waits for quiet gives up instead
+        self.gate.steady.clear()
+        self.gate.quiet.set()  # a checkpoint that waits for quiet gives up instead
         actors, self._actors = dict(self._actors), {}
         for actor in actors.values():
             actor.abandon()
         lost = [errand for errand in self.errands if errand.roll_back()]
-        self.working.difference_update(lost)
+        self.gate.working.difference_update(lost)
         await _end([*actors, *([self._reading] if self._reading is not None else [])])
         # What their code started ends with it, also where that was only now.
         scopes: list[Actor | Errand] = [*failed, *actors.values(), *lost]
@@ -709,63 +550,44 @@ class Engine:
             ]:
                 await _end([task for errand in late for task in errand.tasks])
             failpoint("rollback.before-drop")
-            self._let_go_of(without)
-            self._drop_uncommitted()
+            self._drop_pending(without)
         failpoint("rollback.after-drop")
-        self._steady.set()
+        self.gate.steady.set()
         self._start_reading()
         self._start_actors()
         if self.stopping:
             self.stop()
 
-    def _let_go_of(self, partitions: Collection[int]) -> None:
+    def _drop_pending(self, without: Collection[int]) -> None:
         for table in self.tables:
-            for partition in partitions:
+            for partition in without:
                 table.lose(partition)
-        self._committed = {
-            key: at for key, at in self._committed.items() if key[1].partition not in partitions
-        }
-
-    def _drop_uncommitted(self) -> None:
-        for table in self.tables:
             table.drop()
         for feed in self._feeds:
             feed.clear()
-        self.outbox.clear()
-        self.letters.clear()
-        self.callbacks.clear()
-        self.working.clear()
-        self._quiet.set()
-        self._solo = None
-        self.asked.clear()
+        self.gate.forget()
         self._entered = -1
-        self._since_checkpoint = 0
-        self.positions = dict(self._committed)
-        for tp in {tp for _, tp in self.positions}:
-            self.session.seek(
-                tp, min(at for (_, other), at in self.positions.items() if other == tp)
-            )
-        waiters, self._durable = self._durable, []
-        for waiter, errand in waiters:
-            if errand in self.errands and not errand.rolled_back and not errand.whole:
-                self._durable.append((waiter, errand))  # it lost nothing
-            else:
-                _refuse_durable(waiter)
+        self.pending.lose(without)
+        self.pending.drop(self.errands)
+        positions = self.pending.positions
+        for tp in {tp for _, tp in positions}:
+            first = min(at for (_, other), at in positions.items() if other == tp)
+            self.session.seek(tp, first)
 
     # Checkpoints.
 
     async def _make_checkpoints(self) -> None:
         interval_s = self.app.settings.checkpoint_interval
         while True:
-            await self._dirty.wait()
-            await self._steady.wait()
+            await self.pending.dirty.wait()
+            await self.gate.steady.wait()
             left_s = self._checkpointed_at + interval_s - time.monotonic()
-            if left_s > 0 and not self._due.is_set():
+            if left_s > 0 and not self.pending.due.is_set():
                 try:
                     async with asyncio.timeout(left_s):
-                        await self._due.wait()
+                        await self.pending.due.wait()
                 except TimeoutError:
-                    self._due.set()
+                    self.pending.due.set()
             await self._checkpoint()
 
     async def _checkpoint(self) -> None:
@@ -776,43 +598,42 @@ class Engine:
         5. Fold what was committed into the tables, and tell who waits.
         """
         async with self._commit_lock:
-            for worker in self.working:
-                worker.cut()
-            if self.tables and not await self._wait_quiet():
+            self.gate.cut()
+            if self.tables and not await self.gate.wait_quiet():
                 return
             failpoint("checkpoint.before-take")
             try:
-                checkpoint, callbacks, waiters = self._take_checkpoint()
+                taken = self._take_checkpoint()
             except EncodeError as error:
                 self._find_unwritable(error)
                 return
             self._open_gate()
             failpoint("checkpoint.after-take")
             began_at = time.monotonic()
-            if checkpoint:
+            if taken.checkpoint:
                 try:
-                    await self._commit(checkpoint)
+                    await self._commit(taken.checkpoint)
                 except Outdated as outdated:
-                    self._give_up_checkpoint(outdated, waiters)
+                    self._give_up_checkpoint(outdated, taken)
                     return
                 failpoint("checkpoint.committed")
-                self._statistics.checkpointed(time.monotonic() - began_at, checkpoint)
-            self._landed(checkpoint, callbacks, waiters)
+                self._statistics.checkpointed(time.monotonic() - began_at, taken.checkpoint)
+            self._landed(taken)
             failpoint("checkpoint.landed")
 
     def _find_unwritable(self, error: EncodeError) -> None:
         """A table holds what cannot be stored: go back, and ask each event from then on."""
         log.error("a checkpoint cannot be made: %s; its events are looked at again", error)
         self.checking = CAREFUL_EVENTS
-        self._steady.clear()
+        self.gate.steady.clear()
         self._post(self._roll_back)
 
-    def _give_up_checkpoint(self, outdated: Outdated, waiters: list[Waiter]) -> None:
+    def _give_up_checkpoint(self, outdated: Outdated, taken: Taken) -> None:
         """What it holds is taken over anew, by this process or another: go back."""
         log.info("%s goes back to its last checkpoint: %s", self.group, outdated)
-        for waiter, _ in waiters:
-            _refuse_durable(waiter)
-        self._steady.clear()
+        for waiter in taken.waiters:
+            waiter.refuse()
+        self.gate.steady.clear()
         self._open_gate()  # an earlier try has closed it, and there may be nothing to commit
         self._post(self._roll_back)
 
@@ -825,46 +646,16 @@ class Engine:
         for table in self.tables:
             table.check()
 
-    async def _wait_quiet(self) -> bool:
-        """Hand out nothing until nothing is in work; False when a roll-back came first."""
-        self._barrier = True
-        while self._steady.is_set() and not self._quiet.is_set():
-            await self._quiet.wait()
-        return self._steady.is_set()
-
     def _open_gate(self) -> None:
         self._checkpointed_at = time.monotonic()
-        if self._barrier:
-            self._barrier = False
-            self._wake_feeds()
+        self.gate.open()
 
-    def _take_checkpoint(
-        self,
-    ) -> tuple[Checkpoint, list[tuple[Callback, RecordMetadata]], list[Waiter]]:
+    def _take_checkpoint(self) -> Taken:
         changes = [change for table in self.tables for change in self._changes_of(table)]
-        self._dirty.clear()
-        self._due.clear()
-        self._since_checkpoint = 0
         for errand in self.errands:
             if not errand.whole:
-                self.outbox.append(errand.take_lanes())
-        outbox, self.outbox = self.outbox, []
-        letters, self.letters = self.letters, []
-        callbacks, self.callbacks = self.callbacks, []
-        waiters, self._durable = self._durable, []
-        committed = self._committed
-        checkpoint = Checkpoint(
-            outputs=_joined(outputs_of(outbox), letters),
-            changes=changes,
-            positions={
-                key: position
-                for key, position in self.positions.items()
-                if committed.get(key) != position
-            },
-            durable=self._urgent,
-        )
-        self._urgent = False
-        return checkpoint, callbacks, waiters
+                self.pending.outbox.append(errand.take_lanes())
+        return self.pending.take(changes)
 
     def _changes_of(self, table: Table) -> list[TableChange]:
         before = table.scattered
@@ -891,27 +682,22 @@ class Engine:
                 raise
             except BrokerError as error:
                 log.error("a checkpoint failed: %s; trying again in %.1f s", error, pause_s)
-                self._barrier = True  # nothing more is taken on until this one is done
+                self.gate.shut()  # nothing more is taken on until this one is done
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, RETRY_MAX_S)
 
-    def _landed(
-        self,
-        checkpoint: Checkpoint,
-        callbacks: list[tuple[Callback, RecordMetadata]],
-        waiters: list[Waiter],
-    ) -> None:
-        self._committed.update(checkpoint.positions)
-        self._trials.forget_durable(self._committed)
+    def _landed(self, taken: Taken) -> None:
+        self.pending.committed.update(taken.checkpoint.positions)
+        self._trials.forget_durable(self.pending.committed)
         for table in self.tables:
             table.landed()
         self._open_gate()
         for errand in self.errands:
             errand.landed()
-        for waiter, _ in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        for callback, metadata in callbacks:
+        for waiter in taken.waiters:
+            if not waiter.done.done():
+                waiter.done.set_result(None)
+        for callback, metadata in taken.callbacks:
             try:
                 outcome = callback(metadata)
             except Exception:
@@ -919,23 +705,6 @@ class Engine:
                 continue
             if outcome is not None:
                 self._spawn(_finish_callback(outcome, metadata), "callback")
-
-    async def durable(self, errand: Errand | None = None, *, urgent: bool = True) -> None:
-        """Wait until everything that was sent, written and settled so far is durable.
-
-        Args:
-            errand: Whose code waits, if it is one's.
-            urgent: It must survive a power cut as well.
-
-        Raises:
-            RolledBack: It was taken back instead.
-        """
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._durable.append((waiter, errand))
-        self._urgent = self._urgent or urgent
-        self._dirty.set()
-        self._due.set()
-        await waiter
 
     # Code that is no agent: timers, tasks, pages.
 
@@ -961,15 +730,15 @@ class Engine:
         try:
             result = await self._outcome(errand)
             if whole:
-                self.outbox.append(errand.take_lanes())
+                self.pending.outbox.append(errand.take_lanes())
                 errand.over()
             if errand.left_something:
-                await self.durable(errand)
+                await self.pending.durable(errand)
             return result
         finally:
             self.errands.discard(errand)
             if not whole:
-                self.outbox.append(errand.take_lanes())
+                self.pending.outbox.append(errand.take_lanes())
 
     async def _outcome(self, errand: Errand) -> Any:
         """What the errand's code returns; what it raises, once all that it wrote is gone."""
@@ -982,7 +751,7 @@ class Engine:
         except BaseException as error:
             rolled_back = errand.rolled_back
             errand.task.cancel()
-            if errand in self.working:
+            if errand in self.gate.working:
                 gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._post(partial(self._roll_back_then, gone))
                 await gone
@@ -998,10 +767,10 @@ class Engine:
 
     def sending(self) -> None:
         """An errand sent something."""
-        if not self._dirty.is_set():
-            self._dirty.set()
-            if not self.working:
-                self._due.set()
+        if not self.pending.dirty.is_set():
+            self.pending.dirty.set()
+            if not self.gate.working:
+                self.pending.due.set()
 
     def is_full(self) -> bool:
         """True while senders that may wait should."""
@@ -1029,27 +798,6 @@ class Engine:
         self._statistics.retries = self._trials.retries
         return self._statistics
 
-    def busy_with(self, *, keys: bool = False) -> list[str]:
-        """What is in work, the longest first; with the events' keys, which are the user's."""
-        running = sorted(self.working, key=lambda worker: worker.since)
-        return [worker.describe(key=keys) for worker in running]
-
-
-def _decoded(codec: Codec, column: list[bytes | None]) -> tuple[list[Any], dict[int, str]]:
-    """A column's values, None for those that cannot be decoded, and why: index -> reason."""
-    try:
-        return codec.decode_many(column), {}
-    except DecodeError:
-        # One by one, to find which.
-        values: list[Any] = [None] * len(column)
-    bad: dict[int, str] = {}
-    for index, data in enumerate(column):
-        try:
-            values[index] = None if data is None else codec.decode(data)
-        except DecodeError as error:
-            bad[index] = str(error)
-    return values, bad
-
 
 def _error_of(task: asyncio.Task[None]) -> BaseException | None:
     """What a task that ended raised."""
@@ -1076,28 +824,8 @@ async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:
         _error_of(task)  # looked at: nobody else would
 
 
-def _refuse_durable(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(RolledBack())
-        waiter.exception()  # it may have been given up: then nobody looks at it
-
-
 async def _finish_callback(outcome: Awaitable[None], metadata: RecordMetadata) -> None:
     try:
         await outcome
     except Exception:
         log.exception("the callback of a send to %s failed", metadata.topic)
-
-
-def _joined(outputs: list[Output], letters: list[Output]) -> list[Output]:
-    """Dead letters as one output, beside the others."""
-    if letters:
-        first = letters[0]
-        for letter in letters[1:]:
-            first.keys += letter.keys
-            first.values += letter.values
-            first.timestamps += letter.timestamps
-            assert first.headers is not None and letter.headers is not None
-            first.headers += letter.headers
-        outputs.append(first)
-    return outputs

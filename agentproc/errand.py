@@ -61,9 +61,9 @@ class Errand:
         if not self.whole:
             self.engine.sending()
         elif first:
-            self.engine.started_work(self)
+            self.engine.gate.started(self)
             for agent, count in self._asked.items():
-                self.engine.asking(agent, count)
+                self.engine.gate.asking(agent, count)
 
     def engine_name(self) -> str:
         """See `streamd.context.Sending`."""
@@ -97,11 +97,11 @@ class Errand:
         """See `streamd.context.Sending`; after a table write, the end of the code does it."""
         self.leave()  # what it wrote in this very step counts
         if not self.whole:
-            await self.engine.durable(self)
+            await self.engine.pending.durable(self)
         elif not self._wrote:
-            self.engine.outbox.append(self.take_lanes())
+            self.engine.pending.outbox.append(self.take_lanes())
             self.left_something = False
-            await self.engine.durable(self)
+            await self.engine.pending.durable(self)
 
     async def send_now(self, topic: str, record: Record) -> RecordMetadata:
         """See `streamd.context.Sending`."""
@@ -112,17 +112,17 @@ class Errand:
         self._callbacks.append((callback, metadata))
 
     def asking(self, agent: str, change: int) -> None:
-        """An `ask` of this code begins or ends; once it wrote, see `Engine.gate_open`."""
+        """An `ask` of this code begins or ends; once it wrote, see `Gate.lets`."""
         self._asked[agent] += change
-        if self in self.engine.working:
-            self.engine.asking(agent, change)
+        if self in self.engine.gate.working:
+            self.engine.gate.asking(agent, change)
 
     def over(self) -> None:
         """The code has returned; what it started and left behind is in nobody's way."""
-        if self in self.engine.working:
+        if self in self.engine.gate.working:
             for agent, count in self._asked.items():
-                self.engine.asking(agent, -count)
-            self.engine.stopped_work(self)
+                self.engine.gate.asking(agent, -count)
+            self.engine.gate.stopped(self)
 
     def cut(self) -> None:
         """A checkpoint waits; there is nothing more that would be handed out to this code."""
@@ -134,7 +134,7 @@ class Errand:
     def take_lanes(self) -> Lanes:
         """What was sent, for a checkpoint."""
         lanes, self.lanes = self.lanes, new_lanes()
-        self.engine.callbacks += self._callbacks
+        self.engine.pending.callbacks += self._callbacks
         self._callbacks = []
         self.waiting = 0
         if not self.whole:

@@ -186,7 +186,9 @@ class Process:
 
     def _write_stacks(self) -> None:
         in_work = [
-            line for engine in self._engines.values() for line in engine.busy_with(keys=True)
+            line
+            for engine in self._engines.values()
+            for line in engine.gate.busy_with(keys=True)
         ]
         in_work += self._calls_in_work()
         write_task_stacks(self._ends.dump, asyncio.get_running_loop(), in_work)
@@ -368,7 +370,7 @@ class Process:
             retries=sum(part.retries for part in parts),
             dead_letters=sum(part.dead_letters for part in parts),
             sent=sum(part.sent for part in parts),
-            busy_with=[line for engine in engines for line in engine.busy_with()],
+            busy_with=[line for engine in engines for line in engine.gate.busy_with()],
             waits_for=self._broker.waits_for if self._broker is not None else "",
             client=self._broker.client_figures() if self._broker is not None else {},
             standby=self._broker.standby() if self._broker is not None else [],

@@ -47,7 +47,7 @@ async def reply(app: App, actor: "Actor", value: Any) -> None:
         expected.arrived(correlation_id, value)
         return
     response = ReqRepResponse(None, value, correlation_id)
-    if actor.has_tables and actor.engine.asked.total():
+    if actor.has_tables and actor.engine.gate.asked.total():
         # The checkpoint waits for who asks, who may wait, over another group, for this reply.
         now = Record(0, None, _encode(response), None, [])
         await actor.engine.send_now(text_of(reply_to), now)

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from streamd.agentproc.engine import RolledBack
 from streamd.agentproc.exits import ExitAsked
+from streamd.agentproc.pending import RolledBack
 from streamd.cron import Cron, CronClock
 
 log = logging.getLogger(__name__)

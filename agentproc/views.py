@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import cast
 
 from streamd import web
-from streamd.agentproc.engine import Engine, RolledBack
+from streamd.agentproc.engine import Engine
+from streamd.agentproc.pending import RolledBack
 from streamd.agentproc.reads import RETRY_AFTER_S, CommittedTables
 from streamd.app import App, Page
 from streamd.link import Answer, Link

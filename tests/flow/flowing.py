@@ -196,7 +196,7 @@ class Flow:
         """Wait until every group has made all events durable."""
         await eventually(self.is_settled, within_s)
         for running in self.running.values():
-            await running.engine.durable(urgent=False)
+            await running.engine.pending.durable(urgent=False)
 
     def is_settled(self) -> bool:
         """True where no event is left; raises what an engine ended with."""
@@ -269,7 +269,7 @@ class Flow:
             done, _ = await asyncio.wait([running.run], timeout=WITHIN_S)
             if not done:
                 await running.kill()
-                raise AssertionError(f"{name} did not stop: {running.engine.busy_with()}")
+                raise AssertionError(f"{name} did not stop: {running.engine.gate.busy_with()}")
         for task in self._reply_tasks:
             task.cancel()
         if self._reply_tasks:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flowing import app_of, eventually, flow_test, running
 
-from streamd.agentproc.engine import RolledBack
+from streamd.agentproc.pending import RolledBack
 from streamd.agentproc.runs import Run
 from streamd.agents import AgentFailed
 from streamd.app import App
@@ -74,7 +74,7 @@ def test_a_view_that_writes_a_key_of_another_process_gets_an_error_and_leaves_no
 
             with pytest.raises(TableError, match="which another process holds"):
                 await flow.perform("count", view)
-            await flow.engine("count").durable()
+            await flow.engine("count").pending.durable()
             assert flow.table("counts") == {}
             assert flow.running["count#0"].run.done() is False
 
@@ -368,7 +368,7 @@ def test_groups_that_ask_each_other_in_a_circle_end() -> None:
             for _ in range(3):
                 await flow.send("first", 2)
                 # Something is due, so that a checkpoint waits while `first` asks.
-                asyncio.create_task(flow.engine("first").durable()).add_done_callback(
+                asyncio.create_task(flow.engine("first").pending.durable()).add_done_callback(
                     lambda task: task.cancelled() or task.exception()
                 )
             await flow.settled(15)
@@ -449,13 +449,13 @@ def test_an_engine_may_be_stopped_and_aborted_in_the_middle_of_a_roll_back() -> 
         async with running(build) as flow:
             await flow.send("other", "o")
             await flow.send("work", "w")
-            await eventually(lambda: not flow.engine("work")._steady.is_set())
+            await eventually(lambda: not flow.engine("work").gate.steady.is_set())
             flow.engine("work").stop()
             flow.engine("work").stop()
             await flow.running.pop("work#0").run
             await flow.start("work")
             await flow.send("work", "w")
-            await eventually(lambda: not flow.engine("work")._steady.is_set(), 3)
+            await eventually(lambda: not flow.engine("work").gate.steady.is_set(), 3)
             await flow.kill("work")
             await flow.start("work")
             await flow.settled()
@@ -500,7 +500,7 @@ def test_a_view_that_writes_while_a_failed_event_is_taken_back_is_whole_or_gone(
         async with running(build) as flow:
             await flow.send("other", "o")
             await flow.send("work", "w")
-            await eventually(lambda: not flow.engine("work")._steady.is_set())
+            await eventually(lambda: not flow.engine("work").gate.steady.is_set())
             with pytest.raises(RolledBack):
                 await flow.perform("work", view)
             await flow.perform("work", view)

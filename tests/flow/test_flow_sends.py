@@ -34,14 +34,14 @@ def test_copies_of_an_agent_store_only_the_settled_prefix() -> None:
     async def test() -> None:
         async with running(build) as flow:
             engine = flow.engine("work")
-            [(agent, tp)] = engine.positions
+            [(agent, tp)] = engine.pending.positions
             for n in range(5):
                 await flow.send("work", n)
             for n in (4, 2, 1):
                 gates[n].set()
             await eventually(lambda: engine.statistics().events[agent] == 3)
-            await engine.durable(urgent=False)
-            assert engine.positions[agent, tp] == 0
+            await engine.pending.durable(urgent=False)
+            assert engine.pending.positions[agent, tp] == 0
             assert flow.values("out") == []
 
             gates[0].set()
@@ -280,8 +280,8 @@ def test_callbacks_are_called_once_the_record_is_durable_and_may_fail(
         async with running(build) as flow:
             await flow.send("work", "x")
             await flow.send("other", "y")
-            await flow.engine("work").durable()
-            await flow.engine("work").durable()
+            await flow.engine("work").pending.durable()
+            await flow.engine("work").pending.durable()
             assert called == []
             gate.set()
             await flow.settled()
@@ -545,7 +545,9 @@ def test_a_task_that_sends_much_is_slowed_and_loses_nothing() -> None:
                     await out.send(value=n)
                     if n % 1000 == 0:
                         engine = flow.engine("app")
-                        lanes = [errand.lanes for errand in engine.errands] + engine.outbox
+                        lanes = [
+                            errand.lanes for errand in engine.errands
+                        ] + engine.pending.outbox
                         most = max(most, sum(len(lane.keys) for one in lanes
                                              for lane in one["out"].values()))  # fmt: skip
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamd.agentproc.engine import RolledBack
 from streamd.agentproc.exits import ExitAsked
+from streamd.agentproc.pending import RolledBack
 from streamd.agentproc.schedule import (
     MAX_BACKOFF_S,
     Clocks,

@@ -136,9 +136,9 @@ def test_the_names_of_hot_functions_lie_side_by_side_when_a_zygote_starts() -> N
 import runpy
 import sys
 started = runpy.run_path(sys.argv[1], run_name="start")
-from streamd.agentproc.engine import Engine
+from streamd.agentproc.intake import Intake
 ours = {id(name) for name in started["NAMES"]}
-used = [id(name) for name in Engine._read.__code__.co_names]
+used = [id(name) for name in Intake.run.__code__.co_names]
 print(len({address >> 12 for address in ours}), sum(name in ours for name in used), len(used))
 """
     done = subprocess.run(
