@@ -25,7 +25,7 @@ from streamd.supervisor.states import Event, State, after
 from streamd.wire import Failing, Lags, LogState, Owns, Plan, Stats
 
 if TYPE_CHECKING:
-    from streamd.supervisor.zygote import Code
+    from streamd.supervisor.imports import Code
 
 
 @dataclass(slots=True)

@@ -72,7 +72,7 @@ class Ends:
         stack = stacks.last_stack(run.dump.read()) if run.dump is not None else ""
         run.close()
         if child.kind == "zygote":
-            self._fleet.read_pending()
+            self._fleet.imports.read_pending()
         if run.stats is not None:
             child.totals.add(run.stats)
         child.failing = run.failing or child.failing
@@ -92,7 +92,10 @@ class Ends:
                 self._fleet.ended_cold.append(child.name)
             return
         child.move(Event.EXIT)
-        if child.kind == "zygote" and not (code := self._fleet.code_of(child)).imported.done():
+        if (
+            child.kind == "zygote"
+            and not (code := self._fleet.imports.held_by(child)).imported.done()
+        ):
             code.imported.set_exception(
                 StreamdError(
                     f"the process that imports {self._spec.app} {child.last_exit} "
@@ -127,13 +130,15 @@ class Ends:
         self, child: Child, ending: Ending, *, who: str, uptime_s: float, settled: int
     ) -> None:
         """Say what becomes of a child that ended; `who` names the process that it was."""
-        if child.kind == "canary" or (child.kind == "zygote" and len(self._fleet.codes) > 1):
+        if child.kind == "canary" or (
+            child.kind == "zygote" and len(self._fleet.imports.codes) > 1
+        ):
             child.move(Event.STOP)
-            for code in self._fleet.codes:
+            for code in self._fleet.imports.codes:
                 if code.is_lost:
                     waiting, code.waiting = code.waiting, []
                     for each in waiting:
-                        self._fleet.start_without(each, code)
+                        self._fleet.imports.fork_without(each, code)
             return
         decision = child.budget.decide(
             ending,

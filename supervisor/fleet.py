@@ -5,52 +5,38 @@ policy → `start` again, now or later, or never. Every step moves the child's s
 """
 
 import asyncio
-import contextlib
 import glob
-import itertools
 import logging
-import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from streamd.errors import StreamdError
-from streamd.failpoints import failpoint
 from streamd.instance import Folder, StartSpec
 from streamd.link import Answer, Link, LinkLost, adopt
 from streamd.supervisor.child import Child, Run, identity_of, spawn
 from streamd.supervisor.ends import Ends
+from streamd.supervisor.imports import ZYGOTE, Imports
 from streamd.supervisor.logpipe import LogPipe
 from streamd.supervisor.logs import Logs
 from streamd.supervisor.owners import OwnerMap
-from streamd.supervisor.pages import BeatPage, DumpFile
 from streamd.supervisor.policy import Ending, HangWatch
 from streamd.supervisor.reaper import Reaper
 from streamd.supervisor.registry import Kind, Registry
 from streamd.supervisor.settings import Settings
 from streamd.supervisor.states import Event, State
-from streamd.supervisor.zygote import Code, ZygoteLink
 from streamd.wire import (
     Begin,
     Command,
     Declare,
     Draining,
     Failing,
-    Fork,
-    Forked,
-    ForkFailed,
     GroupInfo,
     GroupPlan,
     Hello,
-    Import,
-    ImportFailed,
     Lags,
     Leave,
     LogState,
@@ -66,42 +52,13 @@ from streamd.wire import (
 
 log = logging.getLogger(__name__)
 
-# Run by its path: a package that is imported first would make names before it does.
-ZYGOTE_SCRIPT = Path(__file__).parent.parent / "agentproc" / "start.py"
-
 LINK_BYTES = 4096
 DECLARE_S = 30.0
-ZYGOTE_END_S = 2.0
 OWNERS_S = 0.0005  # times the number of processes: how long changes of owners are gathered
 OWNERS_MAX_S = 0.05
-OOM_SCORE = 500  # of an agent process
 SILENCE_S = 3.0  # of who shows a sign of life each second: no shorter silence is a hang
 
-ZYGOTE = "zygote"
-NEXT_ZYGOTE = "zygote-new"  # while a reload is under way
-LAST_ZYGOTE = "zygote-old"  # until it has ended
-
 KINDS = ("zygote", "log", "canary", "agent", "web")  # the order of the children
-
-
-@dataclass(slots=True)
-class PendingFork:
-    """A fork that the zygote was asked for."""
-
-    child: Child
-    plan: Plan
-    via: ZygoteLink
-    link: Link
-    logs: LogPipe
-    page: BeatPage
-    dump: DumpFile
-    asked_at: float  # monotonic
-
-    def close(self) -> None:
-        self.link.close()
-        self.logs.close()
-        self.page.close()
-        self.dump.close()
 
 
 class Fleet:
@@ -119,8 +76,7 @@ class Fleet:
         self.children: dict[str, Child] = {ZYGOTE: zygote}  # replaced whole at each change
         self.owners = OwnerMap()
         self.reaper = Reaper()
-        self.code = Code(zygote, asyncio.get_running_loop().create_future())
-        self.codes = [self.code]  # and, during a reload, the other one
+        self.imports = Imports(self, zygote, spec, logs)
         self.settings: Settings | None = None
         self.web_listener: socket.socket | None = None
         self.gateway = ""  # where other hosts reach the web process
@@ -132,8 +88,6 @@ class Fleet:
         self._registry = registry
         self._on_command = on_command
         self._declared: Declare | None = None  # what the log was told last
-        self._fork_ids = itertools.count(1)
-        self._forks: dict[int, PendingFork] = {}  # asked for, not told yet
         self.runs: dict[Link, tuple[Child, Run]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # Held by who ends processes to start others in their places: two of them at once would
@@ -149,7 +103,7 @@ class Fleet:
     @property
     def hello(self) -> Hello | None:
         """What the app is that runs; None: not known yet."""
-        return self.code.hello
+        return self.imports.code.hello
 
     @property
     def agents(self) -> list[Child]:
@@ -162,7 +116,7 @@ class Fleet:
 
     def group_info(self, child: Child) -> GroupInfo | None:
         """What the app says about the group of an agent process; None: it runs all groups."""
-        hello = (child.code or self.code).hello
+        hello = self.imports.of(child).hello
         if child.kind != "agent" or hello is None or self._spec.mode == "worker":
             return None
         return next((group for group in hello.groups if group.name == child.group), None)
@@ -184,11 +138,17 @@ class Fleet:
             socket_path.unlink(missing_ok=True)
         self._arrange([each for each in self.children.values() if each is not child])
 
+    def rename(self, child: Child, name: str) -> None:
+        """Call a child by another name, whatever it is doing."""
+        child.name = name
+        if child.run is not None:
+            child.run.logs.process = name
+        self._arrange(list(self.children.values()))
+
     def _arrange(self, children: list[Child]) -> None:
         """Keep the children in the order of the data flow, whenever each was added."""
-        groups = [
-            group.name for code in self.codes if code.hello for group in code.hello.groups
-        ]
+        hellos = [code.hello for code in self.imports.codes if code.hello is not None]
+        groups = [group.name for hello in hellos for group in hello.groups]
 
         def place(child: Child) -> tuple[int, int, int]:
             group = groups.index(child.group) if child.group in groups else 0
@@ -197,62 +157,22 @@ class Fleet:
 
         self.children = {child.name: child for child in sorted(children, key=place)}
 
-    # The imports of the app.
-
-    def import_beside(self) -> Code:
-        """Begin to import the app anew, in a zygote beside the one that runs.
-
-        Until `adopt_code` or `drop_code` no zygote is restarted: another import might be of
-        another code.
-        """
-        child = self.add(NEXT_ZYGOTE, "zygote")
-        code = Code(child, asyncio.get_running_loop().create_future())
-        self.codes = [self.code, code]
-        self.start(child)
-        return code
-
-    async def adopt_code(self, code: Code) -> None:
-        """Run `code` from now on; the zygote of the other one ends."""
-        assert code.hello is not None
-        before, self.code = self.code, code
-        for child in self.agents:
-            child.code = None
-        self.settings = Settings.of(code.hello)
-        before.child.name, code.child.name = LAST_ZYGOTE, ZYGOTE
-        if code.child.run is not None:
-            code.child.run.logs.process = ZYGOTE
-        self._arrange(list(self.children.values()))
-        await self.drop_code(before)
-
-    async def drop_code(self, code: Code) -> None:
-        """End the zygote of an import that nothing is forked from any more."""
-        self.stop(code.child)
-        try:
-            async with asyncio.timeout(ZYGOTE_END_S):
-                await code.child.wait_state(State.STOPPED)
-        except TimeoutError:
-            self.kill(code.child, "it did not end")
-            await code.child.wait_state(State.STOPPED)
-        self.remove(code.child)
-        self.codes = [self.code]
-        if self.code.is_lost and self.restarting:
-            self.start(self.code.child)
-
-    def code_of(self, zygote: Child) -> Code:
-        return next(code for code in self.codes if code.child is zygote)
-
     # Starting.
 
     def start(self, child: Child, event: Event = Event.START) -> None:
         """Move a child to STARTING and make its process."""
         child.move(event)
-        self.spawn_task(self._start(child), f"start {child.name}")
+        self.make(child)
 
-    async def _start(self, child: Child) -> None:
+    def make(self, child: Child) -> None:
+        """Make the process of a child that is STARTING; no failure is raised here."""
+        self.spawn_task(self._make(child), f"start {child.name}")
+
+    async def _make(self, child: Child) -> None:
         try:
             match child.kind:
                 case "zygote":
-                    self._start_zygote(child)
+                    self.imports.start_zygote(child)
                 case "log":
                     arguments = [str(self._datadir), str(self._folder.log_path)]
                     await self._start_linked(child, self._log_module(), arguments)
@@ -262,27 +182,9 @@ class Fleet:
                     await self._start_linked(child, "streamd.webgw", [str(number)], keep=number)
                     self.greet_web()
                 case "agent" | "canary":
-                    await self._ask_fork(child)
+                    await self.imports.fork(child)
         except OSError as error:
-            self._start_failed(child, f"could not be started: {error.strerror}")
-
-    def _start_zygote(self, child: Child) -> None:
-        code = self.code_of(child)
-        ours, theirs = socket.socketpair()
-        logs = LogPipe(child.name, self._logs)
-        pid = spawn([str(ZYGOTE_SCRIPT)], [], theirs, logs)
-        code.link = ZygoteLink(
-            ours, partial(self._on_zygote_message, code), partial(self._on_zygote_lost, code)
-        )
-        self._began(child, pid, logs)
-        code.link.send(
-            Import(
-                self._spec.app,
-                self._spec.options,
-                self._spec.config_file,
-                self._spec.mode == "worker",
-            )
-        )
+            self.start_failed(child, f"could not be started: {error.strerror}")
 
     async def _start_linked(
         self, child: Child, module: str, arguments: list[str], *, keep: int = -1
@@ -292,68 +194,23 @@ class Fleet:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BYTES)
         logs = LogPipe(child.name, self._logs)
         link_fd = ours.fileno()
-        link = await adopt(ours, child.name, self._on_message)
+        link = await adopt(ours, child.name, self.take)
         try:
             pid = spawn(["-m", module], arguments, theirs, logs, keep=keep)
         except OSError:
             link.close()
             logs.close()
             raise
-        run = self._began(child, pid, logs)
+        run = self.began(child, pid, logs)
         run.link, run.link_fd = link, link_fd
         assert self.settings is not None
         limit_s = self.settings.hang_limit_s
         run.hangs = HangWatch(max(limit_s, SILENCE_S) if limit_s > 0.0 else 0.0)
         self.runs[link] = (child, run)
 
-    async def _ask_fork(self, child: Child) -> None:
-        with contextlib.ExitStack() as made:  # given back where the next cannot be made
-            ours, theirs = socket.socketpair()
-            made.callback(theirs.close)
-            link = await adopt(ours, child.name, self._on_message)
-            made.callback(link.close)
-            code = child.code or self.code
-            if child.state is not State.STARTING:
-                # Told to stop before there was anything to stop.
-                child.move(Event.EXIT)
-                return
-            if not code.is_ready or code.link is None:
-                if code.is_lost:
-                    self.start_without(child, code)
-                else:
-                    code.waiting.append(child)
-                return
-            logs = LogPipe(child.name, self._logs)
-            made.callback(logs.close)
-            page = BeatPage()
-            made.callback(page.close)
-            dump = DumpFile()
-            made.callback(dump.close)
-            id = next(self._fork_ids)
-            plan = self._plan(child)
-            failpoint("master.before-fork")
-            code.link.send(
-                Fork(id, plan),
-                id=id,
-                descriptors=[theirs.fileno(), logs.write_end, page.fd, dump.fd],
-            )
-            self._forks[id] = PendingFork(
-                child, plan, code.link, link, logs, page, dump, time.monotonic()
-            )
-            made.pop_all()
-        theirs.close()
-        logs.close_write_end()
-
-    def start_without(self, child: Child, code: Code) -> None:
-        """Its code is gone with its zygote: take the new one, where that is the other."""
-        if code is self.code and self.code is not self.codes[-1]:
-            child.code = self.codes[-1]
-            self.spawn_task(self._start(child), f"start {child.name}")
-        else:
-            self._start_failed(child, f"could not be forked: {code.child.name} has ended")
-
-    def _plan(self, child: Child) -> Plan:
-        hello = (child.code or self.code).hello
+    def plan(self, child: Child) -> Plan:
+        """What an agent process, or a canary, is to run."""
+        hello = self.imports.of(child).hello
         assert hello is not None
         alone = self._spec.mode == "worker" or child.kind == "canary"
         if alone:
@@ -384,6 +241,17 @@ class Fleet:
             gateway=self.gateway,
         )
 
+    def greet(self, child: Child, run: Run) -> None:
+        """Take up with an agent process, and tell it what has come about since its `plan`."""
+        assert run.link is not None and run.plan is not None
+        self.runs[run.link] = (child, run)
+        run.link.send(self.owners.frame())
+        if self._operational and run.plan.waits:
+            # It was on its way when everything else ran.
+            run.link.send(Begin())
+        if self._log_is_there and run.plan.early:
+            run.link.send(Open())
+
     def let_open(self) -> None:
         """The log is there: processes open it, those that wait for it and all later ones."""
         self._log_is_there = True
@@ -406,7 +274,12 @@ class Fleet:
         assert self.settings is not None
         return self.settings.datadir
 
-    def _began(self, child: Child, pid: int, logs: LogPipe) -> Run:
+    def began(self, child: Child, pid: int, logs: LogPipe) -> Run:
+        """A child has a process.
+
+        Raises:
+            OSError: It cannot be watched.
+        """
         logs.pid = pid
         pidfd = self.reaper.watch(pid, lambda exit: self.ends.on_exit(child, exit))
         run = Run(pid, pidfd, identity_of(pid), logs)
@@ -418,7 +291,8 @@ class Fleet:
             run.signal(signal.SIGTERM)
         return run
 
-    def _start_failed(self, child: Child, why: str) -> None:
+    def start_failed(self, child: Child, why: str) -> None:
+        """A child has no process, for this reason: the policy decides."""
         log.warning("%s %s", child.name, why)
         child.last_exit = why
         if child.state is State.STOPPING:
@@ -429,103 +303,11 @@ class Fleet:
 
     # Messages.
 
-    def _on_zygote_message(self, code: Code, message: Message) -> None:
-        match message:
-            case Hello():
-                self._on_hello(code, message)
-            case ImportFailed():
-                code.child.failing = Failing(
-                    message.message, message.seen, message.remedy, message.exit_code
-                )
-                if not code.imported.done():
-                    code.imported.set_exception(ImportRefused(message))
-                else:
-                    log.error(
-                        "the app cannot be imported any more: %s; what runs goes on, what ends "
-                        "cannot be restarted",
-                        message.message,
-                    )
-            case Forked():
-                self._on_forked(message)
-            case ForkFailed():
-                # A process that forks and was killed may have told before.
-                if fork := self._forks.pop(message.id, None):
-                    fork.close()
-                    self._start_failed(fork.child, message.error)
-            case _:
-                log.error("the zygote sent a %s", type(message).__name__)
-
-    def _on_hello(self, code: Code, hello: Hello) -> None:
-        child = code.child
-        if code.hello is not None and not is_same_app(code.hello, hello):
-            child.failing = Failing(
-                "the app on disk is not the one that runs: "
-                "its groups, topics or tables changed",
-                [],
-                "streamd reload runs the new one",
-                78,
-            )
-            log.error("%s; what ends cannot be restarted", child.failing.message)
-            self.kill(child, "the app changed", Ending.PERMANENT)
-            return
-        if code.hello is None:
-            code.hello = hello
-        if child.state is State.STARTING:
-            self._is_running(child)
-        if not code.imported.done():
-            code.imported.set_result(hello)
-        waiting, code.waiting = code.waiting, []
-        for each in waiting:
-            self.spawn_task(self._start(each), f"start {each.name}")
-
-    def _on_forked(self, message: Forked) -> None:
-        fork = self._forks.pop(message.id, None)
-        if fork is None:
-            return  # told by both sides of the fork
-        failpoint("master.forked")
-        try:
-            run = self._began(fork.child, message.pid, fork.logs)
-        except OSError as error:
-            # Gone already, or no descriptor is left to watch it by: it is swept up.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(message.pid, signal.SIGKILL)
-            fork.close()
-            self._start_failed(fork.child, f"could not be watched: {error.strerror}")
-            return
-        run.link, run.page, run.dump, run.plan = fork.link, fork.page, fork.dump, fork.plan
-        info = self.group_info(fork.child)
-        yield_to_others(run.pid, info.nice if info is not None else 0)
-        assert self.settings is not None
-        run.hangs = HangWatch(self.settings.hang_limit_s)
-        self.runs[fork.link] = (fork.child, run)
-        fork.link.send(self.owners.frame())
-        if self._operational and fork.plan.waits:
-            # It was on its way when everything else ran.
-            fork.link.send(Begin())
-        if self._log_is_there and fork.plan.early:
-            fork.link.send(Open())
-
-    def _on_zygote_lost(self, code: Code, zygote: ZygoteLink) -> None:
-        # What it had forked has told, as has who forked it: the link ends after their words.
-        lost = [id for id, fork in self._forks.items() if fork.via is zygote]
-        for id in lost:
-            fork = self._forks.pop(id)
-            fork.close()
-            if fork.child.state is State.STARTING:
-                code.waiting.append(fork.child)
-            else:
-                fork.child.move(Event.EXIT)
-        if code.link is not zygote:
-            return
-        code.link = None
-        if code.child.run is not None:
-            # One that has lost its link is of no use, whatever it does.
-            code.child.run.signal(signal.SIGTERM)
-
-    async def _on_message(self, link: Link, message: Message) -> Answer:
+    async def take(self, link: Link, message: Message) -> Answer:
+        """What a process says."""
         if link not in self.runs:
             # The process was faster than the word of its birth.
-            self.read_pending()
+            self.imports.read_pending()
         if link not in self.runs:
             return None
         child, run = self.runs[link]
@@ -539,7 +321,7 @@ class Fleet:
                 if child.state is State.STARTING and child.kind == "log":
                     await self._declare(child, link)
                 elif child.state is State.STARTING:
-                    self._is_running(child)
+                    self.is_running(child)
             case Owns():
                 self._on_owns(child, run, message)
             case Stats():
@@ -564,7 +346,8 @@ class Fleet:
         if self.owners.set(child.name, run.plan.address, place.slot, place.slots, owns):
             self.tell_owners()
 
-    def _is_running(self, child: Child) -> None:
+    def is_running(self, child: Child) -> None:
+        """A child that is STARTING has said that it is ready."""
         assert child.run is not None
         child.move(Event.READY)
         took_s = time.monotonic() - child.run.started_at
@@ -648,7 +431,7 @@ class Fleet:
             self.kill(child, str(error), Ending.PERMANENT)
             return
         if child.state is State.STARTING:
-            self._is_running(child)
+            self.is_running(child)
 
     def note(self, level: str, kind: Kind, text: str, process: str = "") -> None:
         """Add to the history, and to the log."""
@@ -666,24 +449,15 @@ class Fleet:
             child.move(Event.STOP)
         elif child.state in (State.STARTING, State.RUNNING):
             child.move(Event.STOP)
-            for code in self.codes:
-                if child in code.waiting:
-                    code.waiting.remove(child)
-                    child.move(Event.EXIT)
+            self.imports.forget(child)
         elif child.state is not State.STOPPING or number == signal.SIGTERM:
             return
         if child.run is None:
             return
         if not self.restarting:
             self.leave(child)
-        if child.kind == "zygote":
-            code = self.code_of(child)
-            is_idle = all(fork.via is not code.link for fork in self._forks.values())
-            if code.link is not None and code.hello is not None and is_idle:
-                # It ends by itself when it reads the end of file.
-                code.link.close()
-                code.link = None
-                number = signal.SIGCONT if number == signal.SIGTERM else number
+        if child.kind == "zygote" and self.imports.let_go(child) and number == signal.SIGTERM:
+            number = signal.SIGCONT
         child.run.signal(number)
 
     def leave(self, child: Child) -> None:
@@ -745,19 +519,8 @@ class Fleet:
 
     def sweep(self) -> None:
         """Reap adopted orphans that ended."""
-        self.read_pending()
-        self.reaper.sweep(expecting=bool(self._forks))
-
-    def read_pending(self) -> None:
-        for code in self.codes:
-            if code.link is not None:
-                code.link.read_pending()
-
-    def oldest_fork(self, zygote: Child) -> PendingFork | None:
-        """The fork that a zygote has not made for the longest time, if there is one."""
-        link = self.code_of(zygote).link
-        forks = [fork for fork in self._forks.values() if fork.via is link]
-        return min(forks, key=lambda fork: fork.asked_at, default=None)
+        self.imports.read_pending()
+        self.reaper.sweep(expecting=self.imports.are_forking)
 
     # Tasks.
 
@@ -773,24 +536,6 @@ class Fleet:
             log.error("%s failed", task.get_name(), exc_info=error)
 
 
-class ImportRefused(StreamdError):
-    """The app cannot be imported."""
-
-    def __init__(self, failed: ImportFailed) -> None:
-        super().__init__(failed.message, seen=failed.seen, remedy=failed.remedy)
-        self.exit_code = failed.exit_code
-        self.traceback = failed.traceback
-
-
-def is_same_app(before: Hello, now: Hello) -> bool:
-    """True if a process of `now` can run beside those of `before`."""
-    return all(
-        msgspec.msgpack.encode(getattr(before, part))
-        == msgspec.msgpack.encode(getattr(now, part))
-        for part in ("app_id", "groups", "topics", "tables", "routes")
-    )
-
-
 def declaration(hellos: Sequence[Hello]) -> Declare:
     """What the log is to make and know for all of these at once; the last word counts."""
     topics = {topic.name: topic for hello in hellos for topic in hello.topics}
@@ -800,15 +545,3 @@ def declaration(hellos: Sequence[Hello]) -> Declare:
     return Declare(
         list(topics.values()), list(tables.values()), groups, kept_s, hellos[-1].settings
     )
-
-
-def yield_to_others(pid: int, nice: int) -> None:
-    """Let an agent process be ended before the master where memory is short, and give way."""
-    with contextlib.suppress(OSError):
-        path = Path(f"/proc/{pid}/oom_score_adj")
-        if int(path.read_text()) < OOM_SCORE:
-            path.write_text(str(OOM_SCORE))
-    if nice:
-        with contextlib.suppress(OSError):
-            now = os.getpriority(os.PRIO_PROCESS, pid)
-            os.setpriority(os.PRIO_PROCESS, pid, min(19, now + nice))

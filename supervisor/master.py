@@ -28,7 +28,8 @@ from streamd.supervisor import claims, limits, logpipe, policy, stacks, tree
 from streamd.supervisor.changes import Change, Changes
 from streamd.supervisor.child import Child
 from streamd.supervisor.control import Control
-from streamd.supervisor.fleet import Fleet, ImportRefused
+from streamd.supervisor.fleet import Fleet
+from streamd.supervisor.imports import ImportRefused
 from streamd.supervisor.logs import open_logs, open_output
 from streamd.supervisor.notify import Notify
 from streamd.supervisor.policy import LateWatch
@@ -339,7 +340,7 @@ class Master:
         fleet = self.fleet
         self._progress.tell("zygote", "starting", f"imports {self._spec.app}")
         fleet.start(fleet.children["zygote"])
-        hello = await fleet.code.imported
+        hello = await fleet.imports.code.imported
         settings = fleet.settings = Settings.of(hello)
         for warning in hello.warnings:
             log.warning("%s", warning)

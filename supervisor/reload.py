@@ -14,9 +14,9 @@ from streamd.supervisor import policy, rolling, scaling
 from streamd.supervisor.child import Child
 from streamd.supervisor.differences import changes, refuse_what_cannot_run_beside
 from streamd.supervisor.fleet import Fleet
+from streamd.supervisor.imports import Code
 from streamd.supervisor.policy import Ending
 from streamd.supervisor.states import State
-from streamd.supervisor.zygote import Code
 from streamd.wire import Hello
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Reload:
         self._fleet = fleet
         self._alone = alone
         self._say = say
-        self._old = fleet.code
+        self._old = fleet.imports.code
         self._before: Hello = fleet.hello
         self._sizes = {} if alone else {
             group.name: len(fleet.of_group(group.name)) for group in self._before.groups
@@ -58,7 +58,7 @@ class Reload:
         """
         fleet = self._fleet
         self._say("importing the new code beside the old")
-        code = fleet.import_beside()
+        code = fleet.imports.begin_beside()
         try:
             hello = await self._import(code)
             refuse_what_cannot_run_beside(self._before, hello)
@@ -67,7 +67,7 @@ class Reload:
             await self._rehearse(code)
             await fleet.declare(self._before, hello)
         except Exception:
-            await fleet.drop_code(code)
+            await fleet.imports.drop(code)
             raise
         try:
             await self._exchange(code, hello)
@@ -173,7 +173,7 @@ class Reload:
             for group in policy.stop_order(gone):
                 self._say(f"{group} is drained and ends")
                 await rolling.dismiss(fleet, group)
-        await fleet.adopt_code(code)
+        await fleet.imports.adopt(code)
         fleet.greet_web()
         try:
             await fleet.declare(hello)
@@ -206,7 +206,7 @@ class Reload:
             await fleet.declare(self._before)
         except StreamdError as again:
             log.error("the log was not told that the reload was taken back: %s", again)
-        await fleet.drop_code(code)
+        await fleet.imports.drop(code)
         return self._told(error, "the old code runs again")
 
     async def _put_group_back(self, group: str) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from streamd.errors import StreamdError
 from streamd.supervisor.child import Child
 from streamd.supervisor.fleet import Fleet
+from streamd.supervisor.imports import Code
 from streamd.supervisor.states import State
-from streamd.supervisor.zygote import Code
 
 READY_S = 60.0
 

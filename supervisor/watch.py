@@ -100,7 +100,7 @@ class Watch:
 
     def _look_at_forks(self, child: Child, now: float, *, was_late: bool) -> None:
         fleet = self._fleet
-        oldest = fleet.oldest_fork(child)
+        oldest = fleet.imports.oldest_fork(child)
         if oldest is None or fleet.settings is None:
             return
         if was_late:

@@ -1,6 +1,6 @@
-"""The imports of the app: who holds each, and the master's end of the link to him.
+"""The master's end of the link to a zygote.
 
-The link carries frames with descriptors. These ride on the first byte of their frame, which
+It carries frames with descriptors. These ride on the first byte of their frame, which
 asyncio's transports cannot send; so the socket is used as it is. Whatever cannot be sent at
 once waits in order.
 """
@@ -12,12 +12,9 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from streamd.errors import WireError
-from streamd.supervisor.child import Child
-from streamd.supervisor.states import State
-from streamd.wire import FrameReader, Hello, Message, encode_frame
+from streamd.wire import FrameReader, Message, encode_frame
 
 log = logging.getLogger(__name__)
 
@@ -110,27 +107,3 @@ class ZygoteLink:
             self._on_lost(self)
             return False
         return True
-
-
-@dataclass(slots=True, eq=False)
-class Code:
-    """One import of the app, from which processes are forked, and the zygote that holds it.
-
-    There are two only while a reload is under way.
-    """
-
-    child: Child
-    imported: asyncio.Future[Hello]  # the first answer of the first zygote
-    hello: Hello | None = None
-    link: ZygoteLink | None = None
-    waiting: list[Child] = field(default_factory=list)  # to be forked once the zygote is there
-
-    @property
-    def is_ready(self) -> bool:
-        """True if the zygote forks now."""
-        return self.link is not None and self.child.state is State.RUNNING
-
-    @property
-    def is_lost(self) -> bool:
-        """True if the zygote ended and none will take its place."""
-        return self.child.state is State.STOPPED
