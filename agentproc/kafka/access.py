@@ -28,6 +28,15 @@ if TYPE_CHECKING:
     from streamd.agentproc.broker.kafka import KafkaBroker
 
 
+CLOCK_S = 60.0
+CLOCK_SET_S = 1.0  # it runs otherwise by less
+
+
+def _clock() -> float:
+    """What the host's clock says, apart from what it should say as time goes by."""
+    return time.time() - time.monotonic()
+
+
 class Access:
     """See the module.
 
@@ -77,6 +86,19 @@ class Access:
         """Until these topics are there and may be written to."""
         needs = dict.fromkeys(names, WRITE)
         self._wait(self._writing, lambda: self._look(needs))
+
+    def wait_timely(self, names: Iterable[str]) -> None:
+        """Until this host's clock was set, or for a minute: topics refused its timestamps."""
+        clock = _clock()
+        deadline = time.monotonic() + CLOCK_S
+        self._writing.tell(
+            f"waits for the right time: topic {name!r} refuses its timestamps; set this host's "
+            "clock, or send nothing with a timestamp= that far ahead"
+            for name in sorted(names)
+        )
+        while abs(_clock() - clock) < CLOCK_SET_S and time.monotonic() < deadline:
+            time.sleep(AGAIN_S)
+        self._writing.tell(())
 
     def _wait(self, way: Way, look: Callable[[], Look]) -> Look:
         before: list[str] = []

@@ -7,6 +7,7 @@ beside them, and each table a changelog, both with as many partitions as the gro
 from collections.abc import Iterable, Mapping
 
 from streamd.agentproc.kafka.topics import (
+    BY_CLUSTER,
     Wanted,
     changelog_config,
     markers_config,
@@ -41,7 +42,8 @@ def event_topic(settings: Settings, name: str, info: TopicInfo | None) -> Wanted
     copies = settings.topic_replication_factor
     if info is None:
         count = 1 if name.startswith(f"{settings.id}-reply-") else settings.topic_partitions
-        return Wanted(name, count, copies, retention_config(settings.topic_retention))
+        config = {**retention_config(settings.topic_retention), **BY_CLUSTER}
+        return Wanted(name, count, copies, config)
     # What an agent has not read must stay, however old: see `trimming`.
     kept_s = None if info.owned else info.retention_s or settings.topic_retention
     return Wanted(
@@ -49,6 +51,8 @@ def event_topic(settings: Settings, name: str, info: TopicInfo | None) -> Wanted
         info.partitions,
         info.replicas or copies,
         {**retention_config(kept_s, compacting=info.compacting, deleting=info.deleting),
+         # A pack has its events' own timestamps inside.
+         **(BY_CLUSTER if info.owned and info.packed else {}),
          **info.config},
         exact=True,
         said=_said(info),

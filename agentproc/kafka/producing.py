@@ -61,6 +61,7 @@ class Writer:
     Args:
         packed: True for the topics that carry packs.
         wait_writable: Blocks until topics are there and may be written to.
+        wait_timely: Blocks while topics refuse the timestamps that this host gives.
     """
 
     def __init__(
@@ -70,14 +71,17 @@ class Writer:
         tracer: Tracer,
         health: Health,
         wait_writable: Callable[[set[str]], None] = lambda topics: None,
+        wait_timely: Callable[[set[str]], None] = lambda topics: None,
     ) -> None:
         self.tracer = tracer
         self._packed = packed
         self._health = health
         self._options = options
         self._wait_writable = wait_writable
+        self._wait_timely = wait_timely
         self._errors: list[str] = []  # what the producer told of
         self._obstructed: set[str] = set()  # topics that are gone, or not permitted
+        self._untimely: set[str] = set()  # topics that refuse what records are stamped with
         self._topics: set[str] = set()  # of the transaction
         self._transactions: Transactions | None = None
         if "transactional.id" in options:
@@ -195,6 +199,11 @@ class Writer:
         failpoint("kafka.after-commit")
 
     def _aborted(self, cause: KafkaError) -> None:
+        if self._untimely:
+            self._wait_timely(self._untimely)
+            self._untimely.clear()
+            # The same records would be refused again: their events are to be done anew.
+            raise BrokerLost(f"a record was not written: {self._errors[0]}")
         if self._obstructed or cause.code() in OBSTRUCTED:
             # Tried again before, it would be refused again.
             self._wait_writable(self._topics)
@@ -296,6 +305,8 @@ class Writer:
             if self._obstructed:
                 # The successor of this process would fail in the same way until then.
                 self._wait_writable(self._obstructed)
+            if self._untimely:
+                self._wait_timely(self._untimely)
             raise BrokerLost(f"a record was not written: {self._errors[0]}")
 
     def _failed(
@@ -304,3 +315,5 @@ class Writer:
         errors.append(f"{topic}[{partition}]: {error.str()}")
         if topic is not None and error.code() in OBSTRUCTED:
             self._obstructed.add(topic)
+        if topic is not None and error.code() == KafkaError.INVALID_TIMESTAMP:
+            self._untimely.add(topic)

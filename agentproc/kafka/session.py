@@ -284,6 +284,7 @@ class KafkaSession:
             self._tracer,
             self._broker.health,
             self._access.wait_writable,
+            self._access.wait_timely,
         )
 
     def _member_id(self) -> str:

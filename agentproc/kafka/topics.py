@@ -62,6 +62,10 @@ class Found:
     copies: int = 1
 
 
+BY_CLUSTER = {"message.timestamp.type": "LogAppendTime"}
+"""Records are as old as the cluster says: it refuses none for a host's clock that is wrong."""
+
+
 def changelog_config() -> dict[str, str]:
     """Of a topic that holds the rows of a table.
 
@@ -69,6 +73,7 @@ def changelog_config() -> dict[str, str]:
     of what is younger than the longest time that the group has no owner.
     """
     return {
+        **BY_CLUSTER,
         "cleanup.policy": "compact",
         "min.compaction.lag.ms": str(DAY_MS),
         "max.message.bytes": "1048588",
@@ -79,6 +84,7 @@ def changelog_config() -> dict[str, str]:
 def markers_config() -> dict[str, str]:
     """Of a topic that holds markers: only the last of each incarnation is needed."""
     return {
+        **BY_CLUSTER,
         "cleanup.policy": "compact",
         "min.compaction.lag.ms": "60000",
         "segment.ms": "3600000",
