@@ -11,17 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from streamd import config, finder, patterns, records, web, wire
+from streamd import config, finder, patterns, web, wire
 from streamd.agents import Agent, Replies, Sink, labels
 from streamd.codecs import Codec, codec_for, type_name
 from streamd.commands import AppCommand
 from streamd.cron import Cron
 from streamd.discovery import discover
 from streamd.errors import AppError
-from streamd.groups import APP_GROUP, RESERVED, Group, home_of, work_out
+from streamd.groups import (
+    APP_GROUP,
+    Group,
+    home_of,
+    place_partitions,
+    refuse_foreign_writes,
+    refuse_reserved,
+    shared_globals,
+    work_out,
+)
+from streamd.hello import hello_of, topic_infos
 from streamd.tables import Table as TableObject
 from streamd.topics import Topic
-from streamd.uses import Uses, uses_of
+from streamd.uses import uses_of
 
 Function = Callable[..., Any]
 
@@ -569,77 +579,27 @@ class App:
         self.groups = work_out(
             list(self.agents.values()), list(self.tables.values()), uses, others
         )
-        self._refuse_reserved()
+        refuse_reserved(self.groups)
         for timer, used in timers:
             timer.group = home_of(used)
-            self._refuse_foreign_writes(f"{timer.kind} {timer.name!r}", timer.group, used)
+            refuse_foreign_writes(f"{timer.kind} {timer.name!r}", timer.group, used)
         for page, used in pages:
             page.group = page.table.group if page.table is not None else home_of(used)
-            self._refuse_foreign_writes(f"page {page.path!r}", page.group, used)
+            refuse_foreign_writes(f"page {page.path!r}", page.group, used)
         for name, agent in self.agents.items():
-            self._refuse_foreign_writes(f"agent {name!r}", agent.group, uses[name])
-        self._place_partitions()
-        self._warn_of_shared_globals(uses)
+            refuse_foreign_writes(f"agent {name!r}", agent.group, uses[name])
+        place_partitions(self.groups)
+        self.warnings += shared_globals(self.agents, uses)
 
     def hello(self, origin: str, alone: bool) -> wire.Hello:
         """What the app is, for the processes that do not import it."""
         self.refuse_patterns()
         self.finalize()
-        return wire.Hello(
-            app_id=self.id,
-            origin=origin,
-            groups=[
-                wire.GroupInfo(
-                    name=group.name,
-                    agents=[self._agent_info(agent) for agent in group.agents],
-                    tables=[table.name for table in group.tables],
-                    processes=group.processes,
-                    why=group.why,
-                    auto=group.auto,
-                    restart=group.restart,
-                    max_memory_bytes=group.max_memory_bytes,
-                    nice=group.nice,
-                )
-                for group in self.groups
-            ]
-            + [wire.GroupInfo(APP_GROUP, [], [], 1, "tasks, timers, cron jobs and pages")],
-            topics=self.topic_infos(),
-            tables=[self._table_info(table) for table in self.tables.values()],
-            timers=[
-                wire.TimerInfo(
-                    name=timer.name,
-                    kind=timer.kind,
-                    group=timer.group,
-                    schedule=timer.schedule,
-                    zone=str(timer.cron.tz) if timer.cron is not None else "",
-                    on_leader=timer.on_leader,
-                )
-                for timer in self.timers
-            ],
-            routes=[
-                wire.RouteInfo(
-                    id=page.id,
-                    path=page.path,
-                    methods=web.methods_of(page.view),
-                    name=page.name,
-                    group=page.group,
-                    table=page.table.name if page.table is not None else None,
-                    match_info=page.match_info,
-                    query_param=page.query_param,
-                    help=(inspect.getdoc(page.target) or "").partition("\n")[0],
-                )
-                for page in self.pages
-            ],
-            models=[
-                wire.ModelInfo(
-                    model.__name__, records.describe(model), inspect.getdoc(model) or ""
-                )
-                for model in self._models()
-            ],
-            settings=self.settings.plain(),
-            settings_shown=self.settings.shown(),
-            warnings=list(self.warnings),
-        )
+        return hello_of(self, origin)
+
+    def topic_infos(self) -> list[wire.TopicInfo]:
+        """Every topic that it reads or names, and that of its dead letters."""
+        return topic_infos(self)
 
     def route_topic(self, table: TableObject) -> Topic | None:
         """The topic whose keys decide where a key of `table` lives; None: it has no agent."""
@@ -652,79 +612,6 @@ class App:
     def dead_letters(self) -> str:
         """The topic of the events that were given up."""
         return f"{self.id}-dead-letters"
-
-    def _agent_info(self, agent: Agent) -> wire.AgentInfo:
-        used = uses_of(agent.fun, self.package)
-        named = {other.channel.name for other in used.agents.values()} | {
-            topic.name for topic in used.topics.values()
-        }
-        return wire.AgentInfo(
-            name=agent.name,
-            label=agent.label,
-            topics=agent.get_topic_names(),
-            concurrency=agent.concurrency,
-            on_error=agent.on_error or self.settings.on_error,
-            help=agent.help,
-            sends=sorted(named - set(agent.get_topic_names())),
-            tables=sorted(used.tables),
-        )
-
-    def _table_info(self, table: TableObject) -> wire.TableInfo:
-        topic = self.route_topic(table)
-        codec = topic.key_codec if topic is not None else table.key_codec
-        return wire.TableInfo(
-            name=table.name,
-            group=table.group,
-            partitions=table.partitions or 1,
-            help=table.help,
-            route_codec=codec.name,
-            route_type=type_name(codec.type),
-            key_type=type_name(table.key_type),
-            value_type=type_name(table.value_type),
-            key_codec=table.key_codec.name,
-            value_codec=table.value_codec.name,
-        )
-
-    def topic_infos(self) -> list[wire.TopicInfo]:
-        topics = dict(self.topics)
-        for agent in self.agents.values():
-            for topic in agent.channel.parts:
-                topics.setdefault(topic.name, topic)
-        infos = [
-            wire.TopicInfo(
-                name=topic.name,
-                partitions=topic.partition_count,
-                owned=topic.owned,
-                retention_s=topic.retention_s,
-                key_type=type_name(topic.key_type),
-                value_type=type_name(topic.value_type),
-                key_codec=topic.key_codec.name,
-                value_codec=topic.value_codec.name,
-                packed=topic.packed,
-                replicas=topic.replicas or 0,
-                compacting=bool(topic.compacting),
-                deleting=topic.deleting,
-                config=topic.config,
-            )
-            for topic in topics.values()
-        ]
-        return [*infos, wire.TopicInfo(self.dead_letters, 1, False, None, "", "")]
-
-    def _models(self) -> list[type[records.Record]]:
-        topics = [*self.topics.values(), *(agent.channel for agent in self.agents.values())]
-        types = [kind for topic in topics for kind in (topic.key_type, topic.value_type)]
-        types += [kind for table in self.tables.values()
-                  for kind in (table.key_type, table.value_type)]  # fmt: skip
-        module = sys.modules.get(self.module)
-        types += list(vars(module).values()) if module is not None else []
-        found = {
-            kind.__name__: kind
-            for kind in types
-            if isinstance(kind, type)
-            and issubclass(kind, records.Record)
-            and kind is not records.Record
-        }
-        return list(found.values())
 
     def _make_topic(
         self,
@@ -797,64 +684,6 @@ class App:
             self.warnings.append(
                 f"{what}({name}=…) is taken for Faust's sake and has no effect"
             )
-
-    def _refuse_reserved(self) -> None:
-        for group in self.groups:
-            if group.name in RESERVED:
-                raise AppError(
-                    f"a group cannot be named {group.name!r}: a process of streamd is",
-                    remedy="rename the agent's function, or give it a group= of another name",
-                )
-
-    def _refuse_foreign_writes(self, who: str, group: str, used: Uses) -> None:
-        for name in sorted(used.written):
-            home = used.tables[name].group
-            if home != group:
-                raise AppError(
-                    f"{who} writes table {name!r}, which belongs to group {home!r}; "
-                    f"it runs in {group!r}, and a table is written only in its own group",
-                    remedy=f"send the change to an agent of {home!r}, or put both in one group "
-                    f"with group={home!r}",
-                )
-
-    def _place_partitions(self) -> None:
-        for group in self.groups:
-            counts = {
-                topic.name: topic.partition_count
-                for agent in group.agents
-                for topic in agent.channel.parts
-            }
-            if group.tables and len(set(counts.values())) > 1:
-                raise AppError(
-                    f"group {group.name!r} has tables and reads topics of different partition "
-                    "counts: "
-                    + ", ".join(f"{topic} has {count}" for topic, count in counts.items()),
-                    remedy="give the topics the same partitions=",
-                )
-            wanted = next(iter(counts.values()), None)
-            for table in group.tables:
-                if wanted is not None and table.partitions not in (None, wanted):
-                    raise AppError(
-                        f"table {table.name!r} has {table.partitions} partitions and topic "
-                        f"{next(iter(counts))!r} has {wanted}: a table has those of its topic",
-                        remedy="leave partitions= of the table out",
-                    )
-                table.partitions = wanted or table.partitions or 1
-
-    def _warn_of_shared_globals(self, uses: Mapping[str, Uses]) -> None:
-        users: dict[int, dict[str, str]] = {}  # id of a global -> group -> agent
-        names: dict[int, str] = {}
-        for name, used in uses.items():
-            for shared, called in used.shared.items():
-                users.setdefault(shared, {}).setdefault(self.agents[name].group, name)
-                names.setdefault(shared, called)
-        for shared, groups in users.items():
-            if len(groups) > 1:
-                self.warnings.append(
-                    f"agents {', '.join(sorted(groups.values()))} use the global "
-                    f"{names[shared]}, but run in different processes, which share no globals; "
-                    "keep it in a table, or give them one group="
-                )
 
 
 def seconds_of(span: Any) -> float | None:

@@ -200,3 +200,83 @@ def _sources_first(groups: list[Group], uses: Mapping[str, Uses]) -> list[Group]
         ordered += ready
         left = [group for group in left if group not in ready]
     return ordered
+
+
+def refuse_reserved(groups: Sequence[Group]) -> None:
+    """See that no group has the name of a process of streamd.
+
+    Raises:
+        AppError: One has.
+    """
+    for group in groups:
+        if group.name in RESERVED:
+            raise AppError(
+                f"a group cannot be named {group.name!r}: a process of streamd is",
+                remedy="rename the agent's function, or give it a group= of another name",
+            )
+
+
+def refuse_foreign_writes(who: str, group: str, used: Uses) -> None:
+    """See that code which runs in `group` writes its tables only.
+
+    Raises:
+        AppError: It writes another's.
+    """
+    for name in sorted(used.written):
+        home = used.tables[name].group
+        if home != group:
+            raise AppError(
+                f"{who} writes table {name!r}, which belongs to group {home!r}; "
+                f"it runs in {group!r}, and a table is written only in its own group",
+                remedy=f"send the change to an agent of {home!r}, or put both in one group "
+                f"with group={home!r}",
+            )
+
+
+def place_partitions(groups: Sequence[Group]) -> None:
+    """Give each table as many partitions as the topics that its group reads.
+
+    Raises:
+        AppError: These differ, or the table is to have others.
+    """
+    for group in groups:
+        counts = {
+            topic.name: topic.partition_count
+            for agent in group.agents
+            for topic in agent.channel.parts
+        }
+        if group.tables and len(set(counts.values())) > 1:
+            raise AppError(
+                f"group {group.name!r} has tables and reads topics of different partition "
+                "counts: "
+                + ", ".join(f"{topic} has {count}" for topic, count in counts.items()),
+                remedy="give the topics the same partitions=",
+            )
+        wanted = next(iter(counts.values()), None)
+        for table in group.tables:
+            if wanted is not None and table.partitions not in (None, wanted):
+                raise AppError(
+                    f"table {table.name!r} has {table.partitions} partitions and topic "
+                    f"{next(iter(counts))!r} has {wanted}: a table has those of its topic",
+                    remedy="leave partitions= of the table out",
+                )
+            table.partitions = wanted or table.partitions or 1
+
+
+def shared_globals(agents: Mapping[str, Agent], uses: Mapping[str, Uses]) -> list[str]:
+    """Warnings of globals that agents of several groups use."""
+    warnings: list[str] = []
+    users: dict[int, dict[str, str]] = {}  # id of a global -> group -> agent
+    names: dict[int, str] = {}
+    for name, used in uses.items():
+        for shared, called in used.shared.items():
+            users.setdefault(shared, {}).setdefault(agents[name].group, name)
+            names.setdefault(shared, called)
+    for shared, groups in users.items():
+        if len(groups) > 1:
+            warnings.append(
+                f"agents {', '.join(sorted(groups.values()))} use the global "
+                f"{names[shared]}, but run in different processes, which share no globals; "
+                "keep it in a table, or give them one group="
+            )
+    return warnings
