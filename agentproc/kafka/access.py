@@ -19,6 +19,7 @@ from streamd.agentproc.kafka.obstacles import (
     Look,
     Needs,
     Way,
+    barred,
     look,
     sentences,
 )
@@ -41,15 +42,22 @@ class Access:
     """See the module.
 
     Args:
+        member_of: The group's id on the cluster.
         sources: Topics that are read.
         kept: Those of markers and rows, which are read and written.
     """
 
     def __init__(
-        self, broker: "KafkaBroker", group: str, sources: Iterable[str], kept: Iterable[str]
+        self,
+        broker: "KafkaBroker",
+        group: str,
+        member_of: str,
+        sources: Iterable[str],
+        kept: Iterable[str],
     ) -> None:
         self.count = 0  # partitions of each
         self._broker = broker
+        self._member_of = member_of
         self._kept = list(kept)
         self.read(sources)
         self._reading = Way(broker.health, f"group {group}")
@@ -74,8 +82,15 @@ class Access:
     # In threads; these block.
 
     def wait_permitted(self) -> None:
-        """Until no topic that is there is forbidden."""
-        self._wait(self._reading, lambda: Look(forbidden=self._look(self._needs).forbidden))
+        """Until no topic that is there is forbidden, nor the group."""
+        self._wait(self._reading, self._permitted)
+
+    def _permitted(self) -> Look:
+        forbidden = self._look(self._needs).forbidden
+        return Look(forbidden=forbidden, barred=self._broker.patiently(self._barred))
+
+    def _barred(self) -> list[str]:
+        return barred(self._broker.admin, [self._member_of])
 
     def wait_clear(self) -> dict[str, str]:
         """Until all topics are there and may be used; the id of each."""
@@ -150,10 +165,13 @@ class Access:
         before: set[str] = set()  # gone at the last look
         stopped: set[str] = set()
         pause_s = LOOK_S
+        is_barred = False
         while True:
-            was_told = await self._was_told(AGAIN_S if before else pause_s)
-            if (seen := await self._look_now()) is None:
+            was_told = await self._was_told(AGAIN_S if before or is_barred else pause_s)
+            # Who may not be a member any more is told by its end as one.
+            if (seen := await self._look_now(group=was_told or is_barred)) is None:
                 continue
+            is_barred = bool(seen.barred)
             pause_s = LOOK_S if was_told else min(pause_s * RARER, RARELY_S)
             missing = set(seen.gone) - self._matched
             gone, before = before & missing, missing
@@ -193,11 +211,14 @@ class Access:
         self._soon.clear()
         return True
 
-    async def _look_now(self) -> Look | None:
+    async def _look_now(self, *, group: bool) -> Look | None:
         if self._broker.health.is_away:
             return None
         try:
-            return await asyncio.to_thread(look, self._broker.admin, self._needs)
+            seen = await asyncio.to_thread(look, self._broker.admin, self._needs)
+            if group:
+                seen.barred = await asyncio.to_thread(self._barred)
+            return seen
         except BrokerError:
             return None
 

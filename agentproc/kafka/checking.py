@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     NewTopic,
@@ -21,7 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from streamd.agentproc.kafka import options, topics
 from streamd.agentproc.kafka.health import reason_of
 from streamd.agentproc.kafka.making import Survey
-from streamd.agentproc.kafka.obstacles import lacking
+from streamd.agentproc.kafka.obstacles import barred, look
 from streamd.config import Settings, broker_servers
 from streamd.errors import BrokerError
 
@@ -33,11 +33,6 @@ Ranges = dict[int, tuple[int, int]]  # a request's number -> its versions, from 
 
 FETCH, TXN_OFFSET_COMMIT, API_VERSIONS = 1, 28, 18
 DESCRIBE_CLUSTER, GROUP_HEARTBEAT, DESCRIBE_PARTITIONS = 60, 68, 75
-_REFUSED = (
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-)
 
 
 @dataclass(frozen=True)
@@ -239,22 +234,13 @@ def needs_of(settings: Settings, survey: Survey, read: set[str]) -> dict[str, se
 
 
 def _of_topics(admin: AdminClient, needs: dict[str, set[str]]) -> Iterator[str]:
-    if not needs:
+    try:
+        seen = look(admin, {name: frozenset(what) for name, what in needs.items()}, STEP_S)
+    except BrokerError as error:
+        yield str(error)
         return
-    asked = admin.describe_topics(
-        TopicCollection(list(needs)),
-        include_authorized_operations=True,
-        request_timeout=STEP_S,
-    )
-    for name, future in asked.items():
-        try:
-            granted = future.result().authorized_operations
-        except KafkaException as error:
-            yield f"topic {name!r} cannot be described: {error.args[0].str()}"
-            continue
-        lacks = lacking(granted, needs[name])
-        if lacks:
-            yield f"topic {name!r}: no permission to {' and '.join(lacks)}"
+    for name, lacks in sorted(seen.forbidden.items()):
+        yield f"topic {name!r}: no permission to {' and '.join(lacks)}"
 
 
 def _of_making(admin: AdminClient, missing: Iterable[topics.Wanted]) -> Iterator[str]:
@@ -271,21 +257,11 @@ def _of_making(admin: AdminClient, missing: Iterable[topics.Wanted]) -> Iterator
 
 
 def _of_groups(admin: AdminClient, groups: Iterable[str]) -> Iterator[str]:
-    names = list(groups)
-    if not names:
-        return
-    asked = admin.describe_consumer_groups(
-        names, include_authorized_operations=True, request_timeout=STEP_S
-    )
-    for name, future in asked.items():
-        try:
-            granted = future.result().authorized_operations
-        except KafkaException as error:
-            if error.args[0].code() in _REFUSED:
-                yield f"group {name!r}: {error.args[0].str()}"
-            continue
-        if granted and (lacks := lacking(granted, {"read"})):
-            yield f"group {name!r}: no permission to {' and '.join(lacks)}"
+    try:
+        for name in barred(admin, groups, STEP_S):
+            yield f"group {name!r}: no permission to read"
+    except BrokerError as error:
+        yield str(error)
 
 
 def version_of(ranges: Ranges) -> str:

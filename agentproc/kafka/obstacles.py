@@ -1,4 +1,4 @@
-"""What keeps a process from its topics: they are gone, or it may not use them.
+"""What keeps a process from its topics and its group: they are gone, or it may not use them.
 
 The client says little of either: a consumer of a topic that was deleted is silent, and one of
 a topic that was made anew under its name goes on at the old offset, past whatever is below it.
@@ -48,6 +48,7 @@ class Look:
     found: dict[str, Found] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)  # topics that are not there
     forbidden: dict[str, list[str]] = field(default_factory=dict)  # topic -> what for
+    barred: list[str] = field(default_factory=list)  # groups that may not be read
 
 
 def look(admin: AdminClient, needs: Needs, timeout_s: float = topics.TRY_S) -> Look:
@@ -85,6 +86,37 @@ def look(admin: AdminClient, needs: Needs, timeout_s: float = topics.TRY_S) -> L
     return result
 
 
+def barred(
+    admin: AdminClient, groups: Iterable[str], timeout_s: float = topics.TRY_S
+) -> list[str]:
+    """The groups in which this user may be no member.
+
+    Raises:
+        Away: The cluster cannot be reached.
+    """
+    if not (names := list(groups)):
+        return []
+    found = []
+    asked = admin.describe_consumer_groups(
+        names, include_authorized_operations=True, request_timeout=timeout_s
+    )
+    for name, future in asked.items():
+        try:
+            granted = future.result().authorized_operations
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code in topics.AWAY_CODES:
+                raise topics.broker_error(
+                    f"group {name!r} cannot be described", error
+                ) from error
+            if code in OBSTRUCTED:
+                found.append(name)
+            continue  # else there is none yet
+        if granted and lacking(granted, READ):
+            found.append(name)
+    return found
+
+
 def lacking(granted: Iterable[object] | None, needed: Iterable[str]) -> list[str]:
     """What is needed and not granted.
 
@@ -98,7 +130,7 @@ def lacking(granted: Iterable[object] | None, needed: Iterable[str]) -> list[str
 
 
 def sentences(seen: Look, user: str, counts: Mapping[str, int]) -> list[str]:
-    """What is in the way and what to do, one sentence a topic (pure).
+    """What is in the way and what to do, one sentence a topic or group (pure).
 
     Args:
         user: Whom the cluster takes the app for.
@@ -118,6 +150,10 @@ def sentences(seen: Look, user: str, counts: Mapping[str, int]) -> list[str]:
             f"waits for permission to {' and '.join(what)} topic {name!r}: give {user} an ACL "
             "for it"
         )
+    told += [
+        f"waits for permission to read group {name!r}: give {user} an ACL for it"
+        for name in seen.barred
+    ]
     return told
 
 

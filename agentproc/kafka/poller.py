@@ -538,6 +538,8 @@ class Poller(threading.Thread):
         )
         # Where not even a refusal comes back, the client itself complains a minute late.
         self._health.suspect("nothing is heard of it")
+        if not self._ending.is_set():
+            self._loop.call_soon_threadsafe(self._astray, None)  # or it may not be one
         self.life += 1
         mine = self._mine(lost)
         self._forget(mine)

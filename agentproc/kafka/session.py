@@ -105,7 +105,7 @@ class KafkaSession:
             subscription.resets,
         )
         kept = [*self._home.changelogs.values(), self._home.markers]
-        self._access = Access(broker, group, self._topics, kept)
+        self._access = Access(broker, group, self._group, self._topics, kept)
         self._tracer = Tracer()
         self._markers: dict[int, Marker] = {}  # partition -> the newest
         self._rows: dict[tuple[str, int], Rows] = {}  # recovered, not yet loaded

@@ -156,6 +156,9 @@ def test_check_tells_the_failed_step_and_what_is_not_permitted(secure: Secure) -
     assert "permission failed: " in hidden.stdout
 
 
+OWN, GROUP = "-proj.count", ".split"
+
+
 @contextmanager
 def running(secure: Secure, **settings: str) -> Iterator[Site]:
     """An app whose user has a rule for each of the topics that tests take from it."""
@@ -164,15 +167,15 @@ def running(secure: Secure, **settings: str) -> Iterator[Site]:
         words.environment |= settings
         words.do(["send", f"{words.id}-posts", "a"])
         words.do("start")
-        for topic in (f"{words.id}-posts", f"{words.id}-proj.count"):
-            rule(secure, topic, AclOperation.ALL, AclPermissionType.ALLOW)
+        for name in (f"{words.id}-posts", f"{words.id}{OWN}", f"{words.id}{GROUP}"):
+            rule(secure, name, AclOperation.ALL, AclPermissionType.ALLOW)
         eventually(lambda: words.count_of("a") == 1)
         yield words
 
 
 def see_writing_waits(secure: Secure, words: Site) -> None:
     """Take the permission to write away for a while."""
-    own = f"{words.id}-proj.count"
+    own = f"{words.id}{OWN}"
     with denied(secure, own, AclOperation.WRITE):
         words.do(["send", f"{words.id}-posts", "a c"])
         told = f"permission to write topic '{own}'"
@@ -200,16 +203,36 @@ def test_a_permission_that_is_taken_away_is_waited_for(secure: Secure) -> None:
     assert len(lines) <= 3, lines
 
 
+def test_a_group_that_is_taken_away_is_waited_for(secure: Secure) -> None:
+    with running(secure, STREAMD_BROKER_SESSION_TIMEOUT="3") as words:
+        group = f"{words.id}{GROUP}"
+        with denied(secure, group, AclOperation.READ):
+            told = eventually(words.waits_for)
+            status = words.status()
+            words.do(["send", f"{words.id}-posts", "b"])
+        eventually(lambda: words.count_of("b") == 1)
+        eventually(lambda: words.status()["state"] == "running")
+        processes = words.status()["processes"]
+        log = words.do("logs")
+
+    assert told == (
+        f"waits for permission to read group '{group}': give user '{USER}' an ACL for it"
+    )
+    assert status["state"] == "degraded"
+    assert log.count("waits for permission") == 1, log
+    assert not any(each["restarts"] for each in processes)
+
+
 def test_a_transaction_that_is_not_permitted_is_waited_for(secure: Secure) -> None:
     with running(secure, STREAMD_PROCESSING_GUARANTEE="exactly_once") as words:
         see_writing_waits(secure, words)
 
 
-def binding(topic: str, operation: Any, permission: Any, kind: Any = AclBinding) -> Any:
+def binding(name: str, operation: Any, permission: Any, kind: Any = AclBinding) -> Any:
+    resource = ResourceType.GROUP if name.endswith(GROUP) else ResourceType.TOPIC
     return kind(
-        ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, f"User:{USER}", "*", operation,
-        permission,
-    )  # fmt: skip
+        resource, name, ResourcePatternType.LITERAL, f"User:{USER}", "*", operation, permission
+    )
 
 
 @contextmanager
