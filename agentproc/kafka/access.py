@@ -90,7 +90,7 @@ class Access:
         return Look(forbidden=forbidden, barred=self._broker.patiently(self._barred))
 
     def _barred(self) -> list[str]:
-        return barred(self._broker.admin, [self._member_of])
+        return barred({self._member_of: self._broker.roster.question(self._member_of)})
 
     def wait_clear(self) -> dict[str, str]:
         """Until all topics are there and may be used; the id of each."""

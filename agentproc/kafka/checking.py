@@ -257,8 +257,13 @@ def _of_making(admin: AdminClient, missing: Iterable[topics.Wanted]) -> Iterator
 
 
 def _of_groups(admin: AdminClient, groups: Iterable[str]) -> Iterator[str]:
+    if not (names := list(groups)):
+        return
+    asked = admin.describe_consumer_groups(
+        names, include_authorized_operations=True, request_timeout=STEP_S
+    )
     try:
-        for name in barred(admin, groups, STEP_S):
+        for name in barred(asked, STEP_S + 1.0):
             yield f"group {name!r}: no permission to read"
     except BrokerError as error:
         yield str(error)

@@ -65,7 +65,7 @@ class Roster:
             BrokerError: The cluster does not say.
         """
         try:
-            found = self._under_way(group).result(ASK_S)
+            found = self.question(group).result(ASK_S)
         except KafkaException as error:
             raise broker_error(
                 f"who is in group {group!r} could not be asked", error
@@ -82,14 +82,17 @@ class Roster:
         ]
         return Described(members, found.state == ConsumerGroupState.STABLE)
 
-    def _under_way(self, group: str) -> "Future[ConsumerGroupDescription]":
+    def question(self, group: str) -> "Future[ConsumerGroupDescription]":
+        """What the cluster is being asked about a group, with what this user may do in it."""
         # A question whose time is over while its answer may still come ends the process, by an
         # assertion (librdkafka issue 4605). So it has all the time there is, and is asked once:
         # who does not want to wait any longer leaves it to the next.
         with self._lock:
             last = self._asked.get(group)
             if last is None or last.done():
-                asked = self._admin.describe_consumer_groups([group], request_timeout=LONGEST_S)
+                asked = self._admin.describe_consumer_groups(
+                    [group], include_authorized_operations=True, request_timeout=LONGEST_S
+                )
                 last = self._asked[group] = asked[group]
             return last
 

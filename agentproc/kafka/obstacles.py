@@ -10,12 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclOperation,
     AdminClient,
+    ConsumerGroupDescription,
 )
 
 from streamd.agentproc.kafka import topics
@@ -87,22 +89,23 @@ def look(admin: AdminClient, needs: Needs, timeout_s: float = topics.TRY_S) -> L
 
 
 def barred(
-    admin: AdminClient, groups: Iterable[str], timeout_s: float = topics.TRY_S
+    asked: Mapping[str, "Future[ConsumerGroupDescription]"], timeout_s: float = topics.TRY_S
 ) -> list[str]:
-    """The groups in which this user may be no member.
+    """The groups in which this user may be no member; blocks.
+
+    Args:
+        asked: Group -> what the cluster is being asked about it, with what is authorized.
+        timeout_s: How long each is waited for.
 
     Raises:
         Away: The cluster cannot be reached.
     """
-    if not (names := list(groups)):
-        return []
     found = []
-    asked = admin.describe_consumer_groups(
-        names, include_authorized_operations=True, request_timeout=timeout_s
-    )
     for name, future in asked.items():
         try:
-            granted = future.result().authorized_operations
+            granted = future.result(timeout_s).authorized_operations
+        except TimeoutError:
+            raise topics.Away(f"group {name!r} was not told of in {timeout_s:g} s") from None
         except KafkaException as error:
             code = error.args[0].code()
             if code in topics.AWAY_CODES:
