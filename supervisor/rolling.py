@@ -40,7 +40,7 @@ async def replace(fleet: Fleet, child: Child, code: Code | None = None) -> None:
 
 
 async def resize(fleet: Fleet, group: str, processes: int, code: Code | None = None) -> None:
-    """Let a group have so many processes, of this code; returns when they run.
+    """Let a group have so many processes, of this code; returns when those that are new run.
 
     Raises:
         StreamdError: One did not come to run; the policy goes on trying.
@@ -58,9 +58,10 @@ async def resize(fleet: Fleet, group: str, processes: int, code: Code | None = N
             fleet.remove(child)
         for slot in range(len(before), processes):
             fleet.add(f"{group}#{slot}", "agent", group)
-        children = fleet.of_group(group)
-        begin(fleet, [child for child in children if child not in before[:stay]], code)
-    await wait_ready(fleet, children)
+        new = [child for child in fleet.of_group(group) if child not in before[:stay]]
+        begin(fleet, new, code)
+    # Those that stay are the policy's as before: a crash of theirs is no fault of this.
+    await wait_ready(fleet, new)
 
 
 async def dismiss(fleet: Fleet, group: str) -> None:

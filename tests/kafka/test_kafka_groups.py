@@ -10,6 +10,16 @@ import pytest
 from kafka_clients import unique
 from kafka_hosts import SESSION_S, Feeder, Host, Trace, eventually, hosts, traced_app
 
+from streamd.partition import partition_for
+
+EXIT = """
+
+@app.page("/exit/{word}/")
+@app.table_route(table=counts, match_info="word")
+async def exit_at_once(web, request, word):
+    os._exit(70)
+"""
+
 
 class Running:
     """An app that counts words on up to two hosts, fed all the time."""
@@ -49,7 +59,7 @@ class Running:
 def running(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     id = unique("groups")
     trace = tmp_path_factory.mktemp("trace") / "trace"
-    with hosts(traced_app(kafka, id, trace), 2) as ab:
+    with hosts(traced_app(kafka, id, trace) + EXIT, 2) as ab:
         ab[0].start()
         with Feeder(kafka, f"{id}-words") as feeder:
             yield Running(ab, Trace(trace), feeder)
@@ -75,6 +85,12 @@ def test_a_killed_process_gets_its_partitions_back_and_nobody_else_is_moved(
 def test_more_processes_share_the_partitions_and_fewer_take_them_over_at_once(
     running: Running,
 ) -> None:
+    # A process that has crashed just before does not keep the others from it.
+    _, other = eventually(running.shared_in_two)
+    words = running.feeder.counts
+    word = next(w for w in words if partition_for(w.encode(), 4) in other["partitions"])
+    running.a.get(f"/exit/{word}/")
+    eventually(lambda: running.a.pid("count#1") != other["pid"])
     before = running.a.pid("count#0")
     assert running.a.command("scale count=4").returncode == 0
     eventually(lambda: all(
