@@ -129,6 +129,7 @@ class KafkaSession:
         self._appending = ThreadPoolExecutor(1, thread_name_prefix="kafka appends")
         self._appender = Appender(options.at_once(broker.reach))
         self._poller: Poller | None = None
+        self._is_closed = False
         self._rebalancing = asyncio.Lock()
         self._lives: dict[
             int, int
@@ -209,7 +210,9 @@ class KafkaSession:
     def _adopt(self, topics: set[str]) -> None:
         """Read these topics with what is gained; what is held reads the same."""
         sources = self._sources
-        self._topics = sorted(topics)
+        before, self._topics = self._topics, sorted(topics)
+        if self._topics != before:
+            log.info("group %s reads %s", self._subscription.group, sources.said(self._topics))
         matched = frozenset(self._topics) - set(sources.named)
         self._agents = sources.agents(self._topics)
         self._home = self._home._replace(
@@ -711,6 +714,8 @@ class KafkaSession:
         return self._broker.partitions_of(topic)
 
     def is_sure(self) -> bool:
+        if self._is_closed:
+            return False
         poller = self._poller
         return poller is None or poller.membership.is_sure(time.monotonic())
 
@@ -723,6 +728,8 @@ class KafkaSession:
 
     async def close(self, *, leave: bool = False) -> None:
         self._broker.closed(self)
+        # From now on others may have what the tables of a process that ends still hold.
+        self._is_closed = True
         if self._keeping is not None:
             self._keeping.cancel()
             self._keeping = None

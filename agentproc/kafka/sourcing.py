@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streamd.agentproc.broker.kafka import KafkaBroker
 
 FIND_S = 3.0
+MOST_TOLD = 20
 
 
 class Meant(NamedTuple):
@@ -93,6 +94,12 @@ class Sources:
         found = meant(self._broker, names, there_for(self._broker, names))
         self._way.tell(found.misfits.values())
         return found.topics
+
+    def said(self, topics: list[str]) -> str:
+        """What the patterns mean of these, for people."""
+        matched = [topic for topic in topics if topic not in self.named]
+        further = f" and {len(matched) - MOST_TOLD} more" if len(matched) > MOST_TOLD else ""
+        return f"by its patterns {', '.join(matched[:MOST_TOLD]) or 'nothing'}{further}"
 
     def agents(self, topics: list[str]) -> dict[str, list[str]]:
         """Agent -> those of these topics that it reads."""

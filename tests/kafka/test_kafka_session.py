@@ -632,6 +632,17 @@ def test_after_a_transaction_that_the_cluster_ended_a_session_goes_on_with_what_
     run(body)
 
 
+def test_who_has_closed_does_not_answer_for_what_it_had(kafka: str) -> None:
+    place = Place(kafka)
+
+    async def body() -> None:
+        async with place.reader() as session:
+            assert session.is_sure()
+        assert not session.is_sure()
+
+    run(body)
+
+
 # What is refused.
 
 
