@@ -16,6 +16,10 @@ class Unreachable(StreamdError):
     """Nobody was asked: nothing was sent."""
 
 
+class Silent(Unreachable):
+    """Not even a refusal came back."""
+
+
 Reply = tuple[int, dict[str, str], bytes]
 
 
@@ -26,15 +30,17 @@ async def post(address: str, path: str, body: bytes, headers: dict[str, str]) ->
         address: `host:port`.
 
     Raises:
-        Unreachable: There is no connection.
+        Unreachable: There is no connection; `Silent` where nothing came back in `CONNECT_S`.
         LinkLost: It broke before the whole reply was here.
     """
     host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(CONNECT_S):
             reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-    except (OSError, TimeoutError, ValueError) as error:
-        raise Unreachable(f"{address} cannot be reached: {error or 'timed out'}") from error
+    except TimeoutError as error:
+        raise Silent(f"{address} cannot be reached: timed out") from error
+    except (OSError, ValueError) as error:
+        raise Unreachable(f"{address} cannot be reached: {error}") from error
     try:
         return await _exchange(reader, writer, address, path, body, headers)
     except (OSError, h11.RemoteProtocolError) as error:

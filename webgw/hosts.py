@@ -20,7 +20,7 @@ from pathlib import Path
 from streamd.errors import StreamdError, WireError
 from streamd.instance import Folder
 from streamd.link import Link, LinkLost, connect
-from streamd.webgw.client import post
+from streamd.webgw.client import Silent, Unreachable, post
 from streamd.wire import (
     Describe,
     Described,
@@ -40,7 +40,8 @@ SIGNATURE = "x-streamd-signature"
 
 KNOWN_S = 5.0  # how long a description is used
 AGAIN_S = 0.2  # the least time between two
-FAILED_AGAIN_S = 3.0  # the same after one in vain: no page waits for it meanwhile
+FAILED_AGAIN_S = 3.0  # the same after one in vain, for which no page waits
+SILENT_S = 3.0  # a gateway from which nothing came back is not tried for so long
 DESCRIBE_S = 3.0
 RETRY_AFTER_S = 1.0
 REFUSED = frozenset({400, 403, 405, 408, 413, 421, 503})  # nothing was done
@@ -70,6 +71,7 @@ class _Group:
         self.asked_at = float("-inf")
         self.failed_at = float("-inf")  # when the cluster did not say; -inf: it said, last
         self.lock = asyncio.Lock()
+        self.asking: asyncio.Task[None] | None = None  # for which nobody waits
 
 
 class Hosts:
@@ -83,6 +85,7 @@ class Hosts:
         self._log: Path | None = None  # where the cluster is asked; None: there is none
         self._link: Link | None = None
         self._groups: dict[str, _Group] = {}
+        self._silent_at: dict[str, float] = {}  # gateway -> monotonic
 
     def take_site(self, site: Site) -> None:
         """Know who we are."""
@@ -105,7 +108,7 @@ class Hosts:
             return None
         known = self._groups.setdefault(group, _Group())
         if partition not in known.owners or time.monotonic() - known.asked_at > KNOWN_S:
-            await self._ask_cluster(group, known)
+            await self._know(group, known)
         gateway = known.owners.get(partition, "")
         if gateway in ("", self.gateway):
             return None
@@ -126,7 +129,7 @@ class Hosts:
         if self._log is None:
             return []
         known = self._groups.setdefault(group, _Group())
-        await self._ask_cluster(group, known)
+        await self._know(group, known)
         return [at for at, gateway in known.owners.items() if gateway != self.gateway]
 
     def doubt(self) -> None:
@@ -134,13 +137,19 @@ class Hosts:
         for group in self._groups.values():
             group.asked_at = min(group.asked_at, time.monotonic() - KNOWN_S)
 
+    async def _know(self, group: str, known: _Group) -> None:
+        """Ask the cluster; where it did not say when it was asked last, do not wait for it."""
+        if known.failed_at < 0:
+            await self._ask_cluster(group, known)
+        elif known.asking is None or known.asking.done():
+            if time.monotonic() - known.failed_at >= FAILED_AGAIN_S:
+                known.asking = asyncio.create_task(self._ask_cluster(group, known))
+
     async def _ask_cluster(self, group: str, known: _Group) -> None:
         asked_at = time.monotonic()
         async with known.lock:
-            if known.asked_at >= asked_at or asked_at - known.asked_at < AGAIN_S:
+            if max(known.asked_at + AGAIN_S, known.failed_at) >= asked_at:
                 return  # somebody else has asked meanwhile, or just before
-            if asked_at - known.failed_at < FAILED_AGAIN_S:
-                return
             try:
                 answer = await self._described(group)
             except StreamdError as error:
@@ -177,7 +186,16 @@ class Hosts:
         hop = Hop(self._app_id, gateway, owner.group, owner.active[0], request)
         body = encode_frame(1, hop)
         signature = sign(self._secret(), body)
-        status, headers, answer = await post(gateway, HOP_PATH, body, {SIGNATURE: signature})
+        if time.monotonic() - self._silent_at.get(gateway, float("-inf")) < SILENT_S:
+            raise Unreachable(f"nothing came back from {gateway} a moment ago")
+        try:
+            status, headers, answer = await post(
+                gateway, HOP_PATH, body, {SIGNATURE: signature}
+            )
+        except Silent:
+            self._silent_at[gateway] = time.monotonic()
+            raise
+        self._silent_at.pop(gateway, None)
         if status in REFUSED:
             log.warning("%s refused a look-up: %d %.200r", owner.process, status, answer)
             return Unavailable(f"{owner.process} refused: status {status}", RETRY_AFTER_S)
