@@ -118,13 +118,17 @@ def _check_times(settings: Settings) -> None:
 
 def _try_out(reach: Reach) -> None:
     """Let librdkafka say what it does not take, before anything is under way."""
-    # It connects nowhere without servers.
-    nowhere = {"bootstrap.servers": "", "error_cb": _overhear}
+    exactly_once = reach.settings.processing_guarantee == "exactly_once"
+    reading = reach.reading({"group.id": "streamd"})
+    writing = producer(reach, transactional_id="streamd" if exactly_once else None)
+    for options in (reading, writing):
+        # It connects nowhere without servers, and so needs no token: a client that is to have
+        # one waits for it for a second, whatever it is for.
+        options |= {"bootstrap.servers": "", "error_cb": _overhear}
+        options.pop("oauth_cb", None)
     try:
-        Consumer({**reach.reading({"group.id": "streamd"}), **nowhere}).close()
-        exactly_once = reach.settings.processing_guarantee == "exactly_once"
-        options = producer(reach, transactional_id="streamd" if exactly_once else None)
-        Producer({**options, **nowhere})
+        Consumer(reading).close()
+        Producer(writing)
     except KafkaException as error:
         raise ConfigError(
             f"Kafka's client refuses its options: {error.args[0].str()}",

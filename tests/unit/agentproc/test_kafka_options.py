@@ -1,7 +1,9 @@
 """What Kafka's clients are told, by settings of every kind."""
 
+import importlib
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from confluent_kafka import Producer
@@ -75,6 +77,20 @@ def test_options_that_streamd_or_librdkafka_refuse_are_told(
 
     assert message in str(refused.value)
     assert refused.value.remedy
+
+
+def test_nobody_is_asked_for_a_token_to_see_whether_options_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "given_tokens.py").write_text(
+        "asked = []\ndef token():\n    asked.append(1)\n    return 'a.b.c'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    given = reach(broker_credentials={"oauth_cb": "given_tokens:token"})
+
+    assert given.admin["oauth_cb"]("") == ("a.b.c", ANY, "", {})
+    assert importlib.import_module("given_tokens").asked == [1]
 
 
 def test_librdkafka_takes_what_a_transactional_producer_is_told() -> None:
