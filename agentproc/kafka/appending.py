@@ -10,6 +10,7 @@ from streamd.agentproc.kafka.options import Options
 from streamd.errors import BrokerError
 
 TURN_S = 0.2
+CONNECT_S = 0.05
 FLUSH_S = 35.0  # a record that is not written after 30 s is given up
 
 
@@ -28,6 +29,9 @@ class Appender:
         """
         if self._producer is None:
             self._producer = Producer(self._options)
+            # Its number, which the cluster gives an idempotent producer, comes with its first
+            # connection; told to send before, librdkafka asks for it half a second later.
+            self._producer.poll(CONNECT_S)
         producer = self._producer
         offsets = [[-1] * len(output.values) for output in outputs]
         problems: list[str] = []
