@@ -18,6 +18,7 @@ from streamd.wire import Declare, LagRow
 
 log = logging.getLogger(__name__)
 
+FIRST_S = 1.0  # after a start somebody may wait for it
 LOOK_S = 5.0
 TRIM_S = 30.0
 FETCH_S = 2.0
@@ -68,7 +69,9 @@ class Keeper(threading.Thread):
     def _keep(self, standings: Standings, trimmer: Trimmer) -> None:
         trimmed_at = time.monotonic()
         trouble = ""
-        while not self._ending.wait(LOOK_S):
+        pause_s = FIRST_S
+        while not self._ending.wait(pause_s):
+            pause_s = LOOK_S
             try:
                 standings.look(LOOK_S)
                 self._tell(standings.lag())
