@@ -313,6 +313,9 @@ class Cluster:
             # Tests let members fail and join in less time than Kafka's defaults allow.
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
+            # By the newer protocol a member hears of others at its next heartbeat.
+            "group.consumer.min.heartbeat.interval.ms": "500",
+            "group.consumer.heartbeat.interval.ms": "500",
             "log.cleaner.backoff.ms": "1000",
             # A transaction whose process died is aborted when its time is over, not later.
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",

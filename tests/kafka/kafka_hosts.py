@@ -5,6 +5,7 @@ data directories, runtime folders and ports.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,7 +32,7 @@ SESSION_S = 6
 T = TypeVar("T")
 
 
-def eventually(is_so: Callable[[], T], within_s: float = 40.0, every_s: float = 0.1) -> T:
+def eventually(is_so: Callable[[], T], within_s: float = 60.0, every_s: float = 0.1) -> T:
     """Wait until the condition gives something true, and return that."""
     deadline = time.monotonic() + within_s
     while not (result := is_so()):
@@ -97,6 +99,17 @@ class Host:
         """The process of this name, once it has one."""
         return eventually(lambda: int(self.processes().get(name, {}).get("pid") or 0))
 
+    def kill(self, name: str) -> int:
+        """Kill the process of this name, once one lives; its pid."""
+
+        def killed() -> int:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid := self.pid(name), signal.SIGKILL)
+                return pid
+            return 0
+
+        return eventually(killed)
+
     def partitions(self, group: str) -> list[int]:
         """Those of a group that this host's processes have."""
         return sorted(
@@ -133,6 +146,27 @@ class Host:
     def log(self) -> str:
         """What the instance has logged."""
         return "".join(path.read_text() for path in self.place.glob("*-data/streamd.log"))
+
+
+def start_all(many: Iterable[Host], start: Callable[[Host], None] = Host.start) -> None:
+    """Start hosts at the same time; raises what one of them did."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(start, many))
+
+
+def sooner(**seconds: float) -> str:
+    """Lines to begin an app with, in which the product does not wait as long as it does.
+
+    Args:
+        seconds: `module_NAME` of `streamd.agentproc.kafka` -> the time in its place.
+    """
+    lines = []
+    for name, value in seconds.items():
+        module, _, constant = name.partition("_")
+        found = importlib.import_module(f"streamd.agentproc.kafka.{module}")
+        assert getattr(found, constant) > value, f"{name} is no longer than {value:g} s"
+        lines.append(f"import {found.__name__} as {module}\n{module}.{constant} = {value}\n")
+    return "".join(lines)
 
 
 @contextlib.contextmanager

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kafka_clients import unique
-from kafka_hosts import SESSION_S, Host, Trace, eventually, hosts
+from kafka_hosts import SESSION_S, Host, Trace, eventually, hosts, start_all
 
 
 def source(bootstrap: str, id: str, trace: Path) -> str:
@@ -71,11 +70,7 @@ class Pair:
 def pair(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     trace = tmp_path_factory.mktemp("trace") / "trace"
     with hosts(source(kafka, unique("leader"), trace), 2) as ab:
-        threads = [threading.Thread(target=host.start) for host in ab]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        start_all(ab)
         yield Pair(ab, Trace(trace))
 
 

@@ -3,7 +3,7 @@
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from kafka_clients import unique, write
-from kafka_hosts import Host, eventually, hosts
+from kafka_hosts import Host, eventually, hosts, sooner
 
 APP = """
 import streamd
@@ -62,7 +62,8 @@ def waits_for(host: Host) -> str:
 
 def test_a_topic_that_was_deleted_is_waited_for_and_read_anew(kafka: str) -> None:
     id = unique("gone")
-    with hosts(APP.format(id=id, bootstrap=kafka), 1) as (host,):
+    app = sooner(access_LOOK_S=0.5) + APP.format(id=id, bootstrap=kafka)
+    with hosts(app, 1) as (host,):
         # Else a young client believes for 30 s that a topic is about to be made.
         options = '{"topic.metadata.propagation.max.ms": 1000}'
         host.environment["STREAMD_BROKER_PRODUCER_OPTIONS"] = options

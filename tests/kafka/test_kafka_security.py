@@ -18,6 +18,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from kafka_app import WORDS, Site, eventually, site
 from kafka_clients import unique
+from kafka_hosts import sooner
 from kafka_secure import PASSWORD, USER, Secure
 
 from streamd.agentproc.kafka.checking import Step, steps
@@ -162,7 +163,8 @@ OWN, GROUP = "-proj.count", ".split"
 @contextmanager
 def running(secure: Secure, **settings: str) -> Iterator[Site]:
     """An app whose user has a rule for each of the topics that tests take from it."""
-    with site(WORDS, unique("secure"), "localhost:1") as words:
+    app = sooner(access_LOOK_S=0.5) + WORDS
+    with site(app, unique("secure"), "localhost:1") as words:
         go(words, secure, "PLAIN")
         words.environment |= settings
         words.do(["send", f"{words.id}-posts", "a"])

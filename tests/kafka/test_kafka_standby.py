@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 from kafka_clients import unique
-from kafka_hosts import Feeder, Host, Trace, eventually, hosts, traced_app
+from kafka_hosts import Feeder, Host, Trace, eventually, hosts, start_all, traced_app
 
 from streamd.agentproc.broker import Checkpoint, Subscription, TableChange
 from streamd.agentproc.broker.kafka import KafkaBroker
@@ -174,11 +173,7 @@ def test_a_host_that_dies_is_followed_by_the_other_one_and_nothing_is_lost_or_do
     with hosts(source, 2) as (a, b):
         for host in (a, b):
             host.environment["STREAMD_BROKER_SESSION_TIMEOUT"] = str(SESSION_S)
-        starts = [threading.Thread(target=host.start) for host in (a, b)]
-        for start in starts:
-            start.start()
-        for start in starts:
-            start.join()
+        start_all((a, b))
         eventually(lambda: [len(host.partitions("count")) for host in (a, b)] == [2, 2])
         fill(kafka, f"{id}-words", keys)
         eventually(lambda: held(a) + held(b) == keys and follows(a) == follows(b) == 2)

@@ -1,7 +1,5 @@
 """A group that reads several topics: the partitions of one number are one process's."""
 
-import os
-import signal
 from pathlib import Path
 
 from kafka_clients import unique
@@ -55,13 +53,12 @@ def test_the_same_key_of_two_topics_meets_in_one_process_also_after_a_kill(
         host.start()
         eventually(lambda: sorted(map(len, shares(host).values())) == [2, 2])
         before = shares(host)
-        pid = host.pid("pairs#1")
         with (
             Feeder(kafka, f"{id}-orders") as ordered,
             Feeder(kafka, f"{id}-payments") as paid,
         ):
             eventually(lambda: sum(ordered.counts.values()) > 100)
-            os.kill(pid, signal.SIGKILL)
+            pid = host.kill("pairs#1")
             eventually(lambda: host.pid("pairs#1") != pid)
             eventually(lambda: sum(paid.counts.values()) > 300)
         eventually(lambda: shares(host) == before)
