@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import re
 import time
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from streamd.agentproc.delivery import Actor
 
 log = logging.getLogger(__name__)
+
+MOST_ERROR_CHARACTERS = 10_000  # an error is told, whatever it quotes
 
 
 class ReqRepResponse(msgspec.Struct):
@@ -46,13 +49,20 @@ async def reply(app: App, actor: "Actor", value: Any) -> None:
         # The asker is in this process and may be in this group, whose checkpoint waits for it.
         expected.arrived(correlation_id, value)
         return
-    response = ReqRepResponse(None, value, correlation_id)
+    topic = text_of(reply_to)
+    data = _encode(ReqRepResponse(None, value, correlation_id))
+    most_bytes = await actor.engine.session.most_bytes(topic)
+    if len(data) > most_bytes:
+        error = (
+            f"the reply of agent {actor.agent.name!r} has {len(data)} bytes, and the cluster "
+            f"takes {most_bytes}: send where it is kept, not what it is"
+        )
+        data = _encode(ReqRepResponse(None, None, correlation_id, error))
     if actor.has_tables and actor.engine.gate.asked.total():
         # The checkpoint waits for who asks, who may wait, over another group, for this reply.
-        now = Record(0, None, _encode(response), None, [])
-        await actor.engine.send_now(text_of(reply_to), now)
+        await actor.engine.send_now(topic, Record(0, None, data, None, []))
     else:
-        _send(actor.lanes, text_of(reply_to), response)
+        _send(actor.lanes, topic, data)
 
 
 def text_of(header: bytes) -> str:
@@ -62,17 +72,18 @@ def text_of(header: bytes) -> str:
 
 def refuse(app: App, lanes: Lanes, reply_to: str, correlation_id: str, error: str) -> None:
     """Tell whoever asked that the agent gave up on the event."""
+    error = error[:MOST_ERROR_CHARACTERS]
     expected = app.expected_replies()
     if expected is not None and expected.expects(correlation_id):
         expected.arrived(correlation_id, None, error)
     else:
-        _send(lanes, reply_to, ReqRepResponse(None, None, correlation_id, error))
+        _send(lanes, reply_to, _encode(ReqRepResponse(None, None, correlation_id, error)))
 
 
-def _send(lanes: Lanes, reply_to: str, response: ReqRepResponse) -> None:
+def _send(lanes: Lanes, reply_to: str, data: bytes) -> None:
     lane = lanes[reply_to][0]
     lane.keys.append(None)
-    lane.values.append(_encode(response))
+    lane.values.append(data)
 
 
 async def _pour(sink: Any, value: Any) -> None:
@@ -84,14 +95,23 @@ async def _pour(sink: Any, value: Any) -> None:
         await outcome
 
 
+def reader_name(installation: str, process: str) -> str:
+    """Who reads replies, in the letters that a topic's name may have (pure).
+
+    >>> reader_name("", "app#0"), reader_name("a1b2", "app#0")
+    ('app-0', 'a1b2-app-0')
+    """
+    name = f"{installation}-{process}" if installation else process
+    return re.sub(r"[^a-zA-Z0-9._-]", "-", name)
+
+
 async def receive(
     app: App, broker: Broker, process: str, tasks: set[asyncio.Task[None]]
 ) -> Replies:
     """Open the topic that replies to this process come to, and take them as they come."""
-    topic = f"{app.id}-reply-{process}"
-    session = broker.session(
-        Subscription(app.id, f"reply-{process}", 0, 1, {f"reply-{process}": [topic]}, {})
-    )
+    group = f"reply-{reader_name(broker.installation, process)}"
+    topic = f"{app.id}-{group}"
+    session = broker.session(Subscription(app.id, group, 0, 1, {group: [topic]}, {}))
     await session.open()
     replies = Replies(topic)
 
@@ -103,7 +123,7 @@ async def receive(
                 for data in batch.values:
                     if data is not None:
                         take_reply(replies, data)
-                positions[f"reply-{process}", batch.tp] = batch.end
+                positions[group, batch.tp] = batch.end
             # Only what was taken is trimmed from the log; a crash in between costs nothing,
             # since nobody waits for what came before it.
             if time.monotonic() - stored_at > 1:

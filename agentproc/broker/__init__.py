@@ -182,6 +182,9 @@ class Session(Protocol):
     def partitions_of(self, topic: str) -> int:
         """How many partitions a topic has; a topic that is not there is made."""
 
+    async def most_bytes(self, topic: str) -> int:
+        """Of key and value of a record of any topic, also one that the app does not name."""
+
     def is_sure(self) -> bool:
         """May this slot answer for its partitions at this moment, as far as it knows? From any
         thread. False after a stop that was so long that another may have them."""
@@ -223,6 +226,9 @@ class Broker(Protocol):
 
     traces: bool
     """Does it want to know for which events an output's were sent (`Output.sources`)?"""
+
+    installation: str
+    """Tells this host's processes from those of others; "" where there are no others."""
 
     @property
     def waits_for(self) -> str:

@@ -86,6 +86,7 @@ class KafkaSession:
         self.generation = 0
         self.topic_limits: dict[str, int] = {}
         self.table_limits: dict[str, int] = {}
+        self._other_limits: dict[str, int] = {}  # of topics that replies are asked to
         self._broker = broker
         self._subscription = subscription
         self._holder = holder
@@ -712,6 +713,14 @@ class KafkaSession:
 
     def partitions_of(self, topic: str) -> int:
         return self._broker.partitions_of(topic)
+
+    async def most_bytes(self, topic: str) -> int:
+        if topic not in self._other_limits:
+            limits = await self._in_thread(
+                self._appending, limits_of, self._broker.admin, [topic]
+            )
+            self._other_limits |= limits
+        return self._other_limits[topic]
 
     def is_sure(self) -> bool:
         if self._is_closed:
