@@ -69,6 +69,7 @@ class Health:
         self._is_looking = False
         self._since = self._said_at = 0.0
         self._shaken_at = float("-inf")  # monotonic; the last sign of trouble
+        self.outages = 0  # how often the cluster was found away
         self._doing: dict[str, str] = {}  # what takes long -> in words
 
     @property
@@ -139,6 +140,7 @@ class Health:
             self._reason = self._reason or reason_of(why)
             if not self._since:
                 self._since = self._said_at = now
+                self.outages += 1
                 log.warning("%s", self.trouble)
             elif now - self._said_at >= SAY_AGAIN_S:
                 self._said_at = now

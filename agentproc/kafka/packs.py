@@ -65,6 +65,11 @@ def packed_count(headers: Headers | None) -> int:
     return 0
 
 
+def no_events() -> bytes:
+    """A pack that is empty (pure)."""
+    return _encode(Columns(None, [], 0.0, None))
+
+
 def open_pack(data: bytes, tp: TP, offset: int) -> Columns:
     """The columns of a pack, of one length.
 
@@ -78,7 +83,7 @@ def open_pack(data: bytes, tp: TP, offset: int) -> Columns:
     count = len(columns.values)
     if columns.keys is None:
         columns.keys = [None] * count
-    if not 0 < count == len(columns.keys) <= MAX_PACK_EVENTS:
+    if not count == len(columns.keys) <= MAX_PACK_EVENTS:
         raise _no_pack(tp, offset, f"{len(columns.keys)} keys and {count} values")
     if columns.runs is not None and sum(run.count for run in columns.runs) != count:
         raise _no_pack(tp, offset, f"its runs do not cover its {count} events")

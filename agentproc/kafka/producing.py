@@ -62,6 +62,7 @@ class Writer:
         packed: True for the topics that carry packs.
         wait_writable: Blocks until topics are there and may be written to.
         wait_timely: Blocks while topics refuse the timestamps that this host gives.
+        mend: See `Transactions`.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Writer:
         health: Health,
         wait_writable: Callable[[set[str]], None] = lambda topics: None,
         wait_timely: Callable[[set[str]], None] = lambda topics: None,
+        mend: Callable[[Producer], None] = lambda producer: None,
     ) -> None:
         self.tracer = tracer
         self._packed = packed
@@ -87,7 +89,7 @@ class Writer:
         if "transactional.id" in options:
             timeout_s = options["transaction.timeout.ms"] / 1000
             self._transactions = Transactions(
-                self._make_producer, timeout_s, health, self._aborted
+                self._make_producer, mend, timeout_s, health, self._aborted
             )
             self._producer = self._transactions.producer
         else:
@@ -161,8 +163,13 @@ class Writer:
                 if not left:
                     raise
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """May there be a transaction whose end is not known, or not marked everywhere?"""
+        return self._transactions is not None and self._transactions.is_in_doubt
+
     def end_former(self) -> None:
-        """Have a transaction whose end is not known ended, before anybody reads what counts."""
+        """Have what is in doubt ended, before anybody reads what counts."""
         if self._transactions is not None:
             self._transactions.end_former()
 

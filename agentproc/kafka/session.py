@@ -29,15 +29,17 @@ from streamd.agentproc.kafka.access import Access
 from streamd.agentproc.kafka.appending import Appender
 from streamd.agentproc.kafka.limits import limits_of
 from streamd.agentproc.kafka.markers import (
+    NOBODY,
     Marker,
     encode_marker,
     marker_key,
     pack_highs,
     unpack_highs,
 )
-from streamd.agentproc.kafka.packs import offset_of, position_of
+from streamd.agentproc.kafka.mending import KEY, Mending, Nothing
+from streamd.agentproc.kafka.packs import count_header, no_events, offset_of, position_of
 from streamd.agentproc.kafka.poller import Poller
-from streamd.agentproc.kafka.producing import Changes, Offsets, Row, Writer
+from streamd.agentproc.kafka.producing import STAMP_HEADER, Changes, Offsets, Row, Writer
 from streamd.agentproc.kafka.progress import Progress
 from streamd.agentproc.kafka.reading import Read
 from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
@@ -68,6 +70,7 @@ T = TypeVar("T")
 
 TELL_OFFSETS_S = 1.0
 WATCH_S = 1.0
+MEND_S = 1.0
 CLOSE_S = 5.0
 SAVE_S = 5.0  # a group that gives partitions away waits for its stores
 UNREAD_S = 30.0
@@ -140,6 +143,7 @@ class KafkaSession:
         self._is_new = True  # partitions have come, and nobody has looked at all of them
         self._looking: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._mending: asyncio.Task[None] | None = None
         self._finding: asyncio.Task[None] | None = None
         self._standby: Standby | None = None
         self._choosing: asyncio.Task[None] | None = None
@@ -187,6 +191,8 @@ class KafkaSession:
         if broker.settings.broker_group_protocol == "classic":
             self._looking = loop.create_task(self._look_for_unread(), name="unread")
         self._watching = loop.create_task(self._watch(), name="topics")
+        if self._exactly_once:
+            self._mending = loop.create_task(self._end_what_is_in_doubt(), name="mending")
         if self._sources.patterns:
             self._finding = loop.create_task(self._find(), name="patterns")
         if self._local is not None:
@@ -277,6 +283,7 @@ class KafkaSession:
     def _make_writer(self) -> Writer:
         self._learn_limits()
         id = self._member_id() if self._exactly_once else None
+        mending = Mending(self._broker.reach, self._broker.admin, id or "", self._nothing_in)
         limits = [*self.topic_limits.values(), *self.table_limits.values()]
         return Writer(
             options.producer(
@@ -289,7 +296,31 @@ class KafkaSession:
             self._broker.health,
             self._access.wait_writable,
             self._access.wait_timely,
+            mending.mend,
         )
+
+    def _nothing_in(self, topic: str) -> Nothing | None:
+        if topic == self._home.markers or topic in self._home.changelogs.values():
+            # The stamp of nobody: whoever reads it takes it for no row.
+            return Nothing(KEY, None, [(STAMP_HEADER, NOBODY.stamp(0))])
+        if self._broker.packed(topic):
+            return Nothing(None, no_events(), count_header(1))
+        return None
+
+    async def _end_what_is_in_doubt(self) -> None:
+        """After an outage, also where there is nothing to write: others wait to read."""
+        writer, health = self._writer, self._broker.health
+        assert writer is not None
+        while True:
+            await asyncio.sleep(MEND_S)
+            if not writer.is_in_doubt or health.is_away:
+                continue
+            try:
+                await self._in_thread(self._writing, writer.end_former)
+            except BrokerLost as error:
+                log.debug("what is in doubt has not ended: %s", error)
+            except Exception as error:
+                self._failed(error)
 
     def _member_id(self) -> str:
         sub = self._subscription
@@ -745,7 +776,9 @@ class KafkaSession:
             assert self._local is not None
             await self._save(self._local, wanted=True)
             await self._local.close()
-        for task in (self._looking, self._watching, self._finding, self._choosing):
+        for task in (
+            self._looking, self._watching, self._finding, self._choosing, self._mending,
+        ):  # fmt: skip
             if task is not None:
                 task.cancel()
         if self._standby is not None:

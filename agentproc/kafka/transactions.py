@@ -5,6 +5,9 @@ transaction ended: the cluster ends one that takes longer than `transaction.time
 itself, and librdkafka 2.16 may wait for ever for an answer that an outage took away
 (`send_offsets_to_transaction`). Its successor has the same name: with its first call the
 cluster ends what was left open. What counts of that, whoever reads it knows.
+
+After an outage it is replaced as well: only a new one knows that what was before it is over,
+and marks what the cluster left without a mark (`mending`).
 """
 
 import logging
@@ -21,6 +24,8 @@ from streamd.errors import BrokerError, BrokerLost, Fenced
 log = logging.getLogger(__name__)
 
 TURN_S = 0.2
+MOST_TRIES = 5
+MEND_S = 60.0
 MARGIN_S = 5.0  # over the time that a transaction may take; then its producer is given up
 _TAKEN_OVER = (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 # Another member came or went while a transaction was open; ours may be ours as before.
@@ -38,6 +43,7 @@ class Transactions:
 
     Args:
         make: Makes the producer, and each one that takes its place.
+        mend: Marks, with a new producer, what those before it left without a mark.
         timeout_s: How long the cluster lets a transaction be open.
         aborted: Told why one was aborted.
     """
@@ -45,21 +51,31 @@ class Transactions:
     def __init__(
         self,
         make: Callable[[], Producer],
+        mend: Callable[[Producer], None],
         timeout_s: float,
         health: Health,
         aborted: Callable[[KafkaError], None],
     ) -> None:
         self._aborted = aborted
         self._make = make
+        self._mend = mend
         self._timeout_s = timeout_s
         self._health = health
         self._begun_at = time.monotonic()
         self._is_given_up = False
+        self._outages = 0  # that were over when the producer was made
+        self._was_shaken = False  # when one was aborted
         self._start()
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """May there be something without a mark, of this producer or one that was given up?"""
+        return self._is_given_up or self._was_shaken or self._outages != self._health.outages
+
     def end_former(self) -> None:
-        """Have what a producer that was given up left open ended. Raises as `commit`."""
-        if self._is_given_up:
+        """Have what is in doubt ended; none is under way. Raises as `commit`."""
+        if self.is_in_doubt:
+            self._calls.shutdown(wait=False)
             self._start()
 
     def begin(self) -> None:
@@ -96,6 +112,7 @@ class Transactions:
         while True:
             try:
                 self._call(self.producer.abort_transaction, self._timeout_s)
+                self._was_shaken = self._health.was_shaken()
                 return
             except KafkaException as error:
                 cause = error.args[0]
@@ -105,19 +122,37 @@ class Transactions:
                 time.sleep(TURN_S)
 
     def _start(self) -> None:
+        tries = 0
+        while True:
+            outages = self._health.outages
+            self._start_one()
+            try:
+                self._calls.submit(self._mend, self.producer).result(MEND_S)
+                break
+            except (KafkaException, BrokerError, TimeoutError) as error:
+                lost = self._give_up(f"what has no mark cannot be marked: {error}")
+                self._health.suspect(str(lost))
+                if tries == MOST_TRIES:
+                    raise lost from None
+                if not self._health.is_away:
+                    tries += 1
+                time.sleep(TURN_S)
+        self._outages = outages
+        self._is_given_up = self._was_shaken = False
+
+    def _start_one(self) -> None:
         self.producer = self._make()
         self._calls = ThreadPoolExecutor(1, thread_name_prefix="kafka transactions")
         while True:
             try:
                 self._call(self.producer.init_transactions, self._timeout_s)
-                break
+                return
             except KafkaException as error:
                 cause = error.args[0]
                 if cause.fatal() or not cause.retriable():
                     raise self._give_up(f"a producer cannot start: {cause.str()}") from None
                 self._health.on_error(cause)
                 time.sleep(TURN_S)
-        self._is_given_up = False
 
     def _until_done(self, what: str, call: Callable[..., object], *arguments: object) -> None:
         while True:

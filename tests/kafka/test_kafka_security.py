@@ -21,6 +21,7 @@ from kafka_clients import unique
 from kafka_hosts import sooner
 from kafka_secure import PASSWORD, USER, Secure
 
+from streamd.agentproc.kafka import decisions
 from streamd.agentproc.kafka.checking import Step, steps
 from streamd.config import resolve
 
@@ -226,8 +227,12 @@ def test_a_group_that_is_taken_away_is_waited_for(secure: Secure) -> None:
 
 
 def test_a_transaction_that_is_not_permitted_is_waited_for(secure: Secure) -> None:
-    with running(secure, STREAMD_PROCESSING_GUARANTEE="exactly_once") as words:
+    with (
+        denied(secure, decisions.TOPIC, AclOperation.READ),
+        running(secure, STREAMD_PROCESSING_GUARANTEE="exactly_once") as words,
+    ):
         see_writing_waits(secure, words)
+        assert "what became of the transactions of" in words.do("logs")
 
 
 def binding(name: str, operation: Any, permission: Any, kind: Any = AclBinding) -> Any:

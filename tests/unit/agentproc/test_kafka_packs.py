@@ -25,6 +25,7 @@ from streamd.agentproc.kafka.packs import (
     count_header,
     cut,
     index_of,
+    no_events,
     offset_of,
     open_pack,
     packed_count,
@@ -144,9 +145,14 @@ def test_large_records_are_packs_of_their_own() -> None:
     assert [columns.runs[0].part for columns in opened] == [0, 0, 1, 0]  # type: ignore[index]
 
 
+def test_an_empty_pack_holds_nothing() -> None:
+    columns = open_pack(no_events(), TARGET, 9)
+
+    assert (columns.keys, columns.values, stamps_of(columns)) == ([], [], [])
+
+
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"\xff", b"[]", b"\x91\x90", b"\x94\xc0\x90\xcb\x00\x00\x00\x00\x00\x00\x00\x00\xc0"],
+    "data", [b"", b"\xff", b"[]", b"\x91\x90", b"\x94\x91\xc0\x90\x00\xc0"]
 )
 def test_what_is_no_pack_is_refused_with_its_place(data: bytes) -> None:
     with pytest.raises(BrokerError, match=r"words\[0\]@9"):
