@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from kafka_broker import Cluster
 from kafka_hosts import eventually
-from kafka_trouble import app
+from kafka_trouble import EXACTLY_ONCE, app
 
 OUTAGE_S = 7.0
+LONG_OUTAGE_S = 10.0
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,20 @@ def test_an_outage_is_told_once_and_costs_nothing(kafka_node: Cluster, tmp_path:
         made.ends_exact()
         assert made.restarts() == 0, made.host.log()
         assert "%" not in made.host.log(), "librdkafka writes to stderr"
+
+
+def test_an_outage_longer_than_a_transaction_may_last_costs_nothing_exactly_once(
+    kafka_node: Cluster, tmp_path: Path
+) -> None:
+    with app(kafka_node, tmp_path, **EXACTLY_ONCE) as made:
+        made.start()
+        kafka_node.kill()
+        ended_at = time.monotonic()
+        eventually(lambda: time.monotonic() - ended_at > LONG_OUTAGE_S)
+        kafka_node.start()
+        made.flows()
+        made.ends_exact()
+        assert made.restarts() == 0, made.host.log()
 
 
 def test_a_start_without_a_broker_waits_and_says_for_what(
