@@ -47,6 +47,7 @@ from streamd.app import App
 from streamd.context import Record, RecordMetadata, current_scope
 from streamd.errors import (
     BrokerError,
+    ConfigError,
     EncodeError,
     Fenced,
     LogDamaged,
@@ -141,6 +142,9 @@ class Engine:
         self._opening = asyncio.ensure_future(self._recover())
         try:
             await self._opening
+        except ConfigError:
+            await self.session.close(leave=True)  # nobody restarts it before that is mended
+            raise
         except asyncio.CancelledError:
             self._end_of_work()
             await self.session.close(leave=self.leaving)
