@@ -20,6 +20,7 @@ from streamd.agentproc.broker import (
 )
 from streamd.agentproc.broker.kafka import KafkaBroker
 from streamd.agentproc.kafka import options
+from streamd.agentproc.kafka.appending import CONNECT_S
 from streamd.agentproc.kafka.health import Health
 from streamd.agentproc.kafka.producing import Row, Writer
 from streamd.agentproc.kafka.recovery import Home, Recovery, Taken
@@ -51,6 +52,7 @@ class Place:
         guarantee: str = "at_least_once",
         partitions: int = 1,
         app_id: str = "",
+        session_s: float = 2.0,
     ) -> None:
         self.bootstrap = bootstrap
         self.app_id = app_id or unique("app")
@@ -59,7 +61,7 @@ class Place:
         self.partitions = partitions
         keywords = {
             "id": self.app_id, "broker": f"kafka://{bootstrap}",
-            "processing_guarantee": guarantee, "broker_session_timeout": 2.0,
+            "processing_guarantee": guarantee, "broker_session_timeout": session_s,
             "grace": 5.0, "topic_partitions": partitions,
         }  # fmt: skip
         self.settings = resolve(keywords, {}, None, {})
@@ -102,10 +104,7 @@ class Place:
     def recovery(self) -> Recovery:
         """Takes partitions over without the group, as after a stop that was too long."""
         reach = options.connection(self.settings)
-        writer = Writer(
-            options.producer(reach, transactional_id=None),
-            lambda topic: False, Tracer(), Health({"bootstrap.servers": self.bootstrap}),
-        )  # fmt: skip
+        writer = self.writer(Tracer())
         home = Home(
             [self.words], self.markers, {"counts": self.changelog},
             self.settings.processing_guarantee == "exactly_once", frozenset([self.words]),
@@ -125,11 +124,19 @@ class Place:
 
     def write(self, rows: list[Row]) -> None:
         """Write rows as any process may."""
+        self.writer(Tracer()).put(rows)
+
+    def writer(self, tracer: Tracer) -> Writer:
+        """A process's writer without transactions; it is connected."""
         reach = options.connection(self.settings)
-        Writer(
+        writer = Writer(
             options.producer(reach, transactional_id=None),
-            lambda topic: False, Tracer(), Health({"bootstrap.servers": self.bootstrap}),
-        ).put(rows)  # fmt: skip
+            lambda topic: topic == self.words, tracer,
+            Health({"bootstrap.servers": self.bootstrap}),
+        )  # fmt: skip
+        # Told to send before, it waits for half a second.
+        writer._producer.poll(CONNECT_S)
+        return writer
 
     def records(self, topic: str, partition: int = 0) -> list[Any]:
         """Every record of a partition that read_committed shows."""
@@ -137,6 +144,7 @@ class Place:
             {
                 "bootstrap.servers": self.bootstrap, "group.id": unique("look"),
                 "enable.partition.eof": True, "isolation.level": "read_committed",
+                "fetch.wait.max.ms": 10,
             }
         )  # fmt: skip
         place = TopicPartition(topic, partition)
@@ -173,15 +181,10 @@ class Sender:
     SOURCE = TP("posts", 0)
 
     def __init__(self, place: Place) -> None:
-        reach = options.connection(place.settings)
         self._place = place
         tracer = Tracer()
         tracer.topics = {TP("posts", 0): "one"}
-        self._writer = Writer(
-            options.producer(reach, transactional_id=None),
-            lambda topic: topic == place.words, tracer,
-            Health({"bootstrap.servers": place.bootstrap}),
-        )  # fmt: skip
+        self._writer = place.writer(tracer)
 
     def send(self, events: list[int], partition: int = 0) -> None:
         """One record for each number, which is its event's position; made durable. Blocks.

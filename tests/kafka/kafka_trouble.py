@@ -40,6 +40,11 @@ class App:
         problems = self.host.status().get("problems", [])
         return "; ".join(each["text"] for each in problems if each["code"] == "waits")
 
+    def not_ready(self) -> str:
+        """The last reason why it is not ready; "" where it is."""
+        code, body = self.host.get("/readyz")
+        return str(body["reasons"][-1]) if code == 503 else ""
+
     def lines(self, since: int = 0) -> list[str]:
         """What was logged above INFO, from the line `since` on."""
         lines = self.host.log().splitlines()[since:]
@@ -64,9 +69,10 @@ class App:
 
 
 @contextmanager
-def app(cluster: Cluster, folder: Path, **settings: str) -> Iterator[App]:
+def app(cluster: Cluster, folder: Path, lines: str = "", **settings: str) -> Iterator[App]:
+    """An app on a cluster; `lines` are put before it."""
     id = unique("trouble")
     source = traced_app(cluster.url.removeprefix("kafka://"), id, folder / "trace")
-    with hosts(source, 1) as (host,):
+    with hosts(lines + source, 1) as (host,):
         host.environment |= settings
         yield App(host, Feeder(cluster.bootstrap, f"{id}-words"))

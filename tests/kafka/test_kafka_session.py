@@ -16,6 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from kafka_clients import unique
 from kafka_sessions import (
     GUARANTEES,
+    WITHIN_S,
     Place,
     positions_of,
     read,
@@ -494,7 +495,8 @@ def test_an_owner_ends_when_somebody_else_has_written_to_its_changelog(kafka: st
 
 
 def test_a_transaction_that_was_open_at_the_claim_is_waited_for(kafka: str) -> None:
-    place = Place(kafka, "exactly_once")
+    # The cluster ends one that is open for longer than a session.
+    place = Place(kafka, "exactly_once", session_s=30.0)
 
     async def body() -> None:
         async with place.reader() as session:
@@ -513,7 +515,7 @@ def test_a_transaction_that_was_open_at_the_claim_is_waited_for(kafka: str) -> N
             def call_late(call: Any, *arguments: object) -> None:
                 if call == writer._producer.commit_transaction:
                     loop.call_soon_threadsafe(open_.set)
-                    go_on.wait(5)
+                    go_on.wait(20)
                 calling(call, *arguments)
 
             writer._transactions._call = call_late  # type: ignore[method-assign]
@@ -524,7 +526,7 @@ def test_a_transaction_that_was_open_at_the_claim_is_waited_for(kafka: str) -> N
             )
             await open_.wait()
             claim = asyncio.ensure_future(asyncio.to_thread(place.take))
-            await asyncio.sleep(1.0)
+            await asyncio.wait([claim], timeout=0.5)
             assert not claim.done()
             go_on.set()
             await late
@@ -581,8 +583,13 @@ def test_a_member_that_is_fenced_after_an_outage_joins_its_group_anew(kafka: str
     async def body() -> None:
         async with place.reader() as before:
             before._broker.health.on_error(KafkaError(KafkaError._TRANSPORT))
+            generation = before.generation
             async with place.reader() as session:
                 await session.commit(Checkpoint([], change({b"k": b"1"})))
+            async with asyncio.timeout(WITHIN_S):
+                # What it had is lost, and comes anew.
+                while before.generation < generation + 2:
+                    await asyncio.sleep(0.02)
             place.sender().send([1])
             batches = await read(before, 1)
             checkpoint = settled(place, positions_of(batches)[-1])

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from kafka_broker import Cluster
-from kafka_hosts import eventually
+from kafka_hosts import eventually, sooner
 from kafka_trouble import EXACTLY_ONCE, app
 
-OUTAGE_S = 7.0
+SESSION_S = 3.0
+OUTAGE_S = 3.5  # and until the broker is there again, which takes longer than a session
 LONG_OUTAGE_S = 10.0
 
 
@@ -25,22 +26,23 @@ def with_cluster(kafka_node: Cluster) -> Iterator[None]:
 
 
 def test_an_outage_is_told_once_and_costs_nothing(kafka_node: Cluster, tmp_path: Path) -> None:
-    with app(kafka_node, tmp_path) as made:
+    with app(kafka_node, tmp_path, STREAMD_BROKER_SESSION_TIMEOUT=str(SESSION_S)) as made:
         made.start()
         kafka_node.kill()
         ended_at = time.monotonic()
-        eventually(lambda: "waits for the cluster at" in made.waits_for())
-        status, (code, ready) = made.host.status(), made.host.get("/readyz")
-        assert (status["state"], code) == ("degraded", 503)
-        assert status["sentence"] == f"count#0, count#1: {made.waits_for()}."
-        assert ready["reasons"][-1].endswith(f"{kafka_node.bootstrap}: Connection refused")
+        waits = f"waits for the cluster at {kafka_node.bootstrap}: "
+        waits += f"{kafka_node.bootstrap}: Connection refused"
+        eventually(lambda: made.host.status().get("sentence") == f"count#0, count#1: {waits}.")
+        assert made.host.state() == "degraded"
+        eventually(lambda: made.not_ready().endswith(waits))
         eventually(lambda: time.monotonic() - ended_at > OUTAGE_S)
-        # Each process has told it, and perhaps once more that it lasts.
-        assert 2 <= len(made.lines()) <= 8, made.lines()
+        # Each process has told it, and perhaps now and then that it lasts.
+        told = [line.split(maxsplit=2)[2] for line in made.lines()]
+        assert len(told) >= 2 and len(set(told)) == len(told), told
         kafka_node.start()
         made.flows()
         eventually(lambda: made.host.state() == "running")
-        assert made.host.log().count("can be reached again after") in (2, 3)
+        eventually(lambda: made.host.log().count("can be reached again after") in (2, 3))
         made.ends_exact()
         assert made.restarts() == 0, made.host.log()
         assert "%" not in made.host.log(), "librdkafka writes to stderr"
@@ -63,7 +65,7 @@ def test_an_outage_longer_than_a_transaction_may_last_costs_nothing_exactly_once
 def test_a_start_without_a_broker_waits_and_says_for_what(
     kafka_node: Cluster, tmp_path: Path
 ) -> None:
-    with app(kafka_node, tmp_path) as made:
+    with app(kafka_node, tmp_path, lines=sooner(health_SAY_AGAIN_S=2.0)) as made:
         kafka_node.kill()
         assert made.host.command("start --no-wait").returncode == 0
         eventually(lambda: "it waits for the cluster" in made.host.status().get("sentence", ""))
@@ -71,7 +73,7 @@ def test_a_start_without_a_broker_waits_and_says_for_what(
         assert status["state"] == "starting"
         assert f"waits for the cluster at {kafka_node.bootstrap}: " in status["sentence"]
         # It is told again, and nothing is restarted meanwhile.
-        eventually(lambda: re.search(r"cannot be reached for \d\d s now", made.host.log()))
+        eventually(lambda: re.search(r"cannot be reached for \d+ s now", made.host.log()))
         kafka_node.start()
         made.start()
         eventually(lambda: made.host.state() == "running")
@@ -83,7 +85,7 @@ def test_a_start_without_a_broker_waits_and_says_for_what(
 def test_a_stop_during_an_outage_ends_in_time_and_loses_nothing(
     kafka_node: Cluster, tmp_path: Path, way: str
 ) -> None:
-    grace_s = 5
+    grace_s = 3
     with app(kafka_node, tmp_path, STREAMD_GRACE=str(grace_s)) as made:
         made.start()
         if way == "killed":
