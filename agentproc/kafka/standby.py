@@ -53,6 +53,11 @@ RELEASE_S = 5.0
 FETCH_MS = 500  # an idle cluster is asked that seldom; it answers at once where something comes
 
 
+def _steady() -> float:
+    """Seconds that go by in a host's sleep, too, and that no setting of its clock changes."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(slots=True)
 class _Kept:
     """One changelog, and its store."""
@@ -61,7 +66,7 @@ class _Kept:
     low: int
     high: int  # when it began
     following: Following | None = None  # None until its partition's markers are known
-    whole_at: float = 0.0  # unix; when all was known that there was
+    whole_at: float = 0.0  # by `_steady`; when all was known that there was
     saved_at: float = 0.0  # monotonic
 
 
@@ -327,7 +332,7 @@ class Standby(threading.Thread):
         if mark is None:
             store.begin_anew()
         offset = kept.low if mark is None else mark.offset
-        kept.whole_at = now if mark is None else mark.moment
+        kept.whole_at = _steady() - (max(0.0, now - mark.moment) if mark else 0.0)
         kept.following = Following(tp.topic, offset, marker)
         assert self._consumer is not None
         self._consumer.incremental_assign([TopicPartition(*tp, offset)])
@@ -343,7 +348,7 @@ class Standby(threading.Thread):
 
         What was deleted meanwhile may have left the changelog without a trace.
         """
-        kept, now = copy.kept[tp], time.time()
+        kept, now = copy.kept[tp], _steady()
         if kept.following is None or kept.following.waits or kept.following.position < end:
             return
         if now - kept.whole_at > STALE_S:
@@ -372,7 +377,8 @@ class Standby(threading.Thread):
                     # Whether all of the newest checkpoint is there is not known here.
                     mark = Mark(
                         self._topic_ids[tp.topic], following.offset, marker.incarnation,
-                        marker.number - 1, marker.resets, kept.whole_at,
+                        marker.number - 1, marker.resets,
+                        time.time() - (_steady() - kept.whole_at),
                     )  # fmt: skip
                     kept.store.save(following.take(), mark)
                     kept.saved_at = time.monotonic()
