@@ -82,12 +82,8 @@ class Access:
     # In threads; these block.
 
     def wait_permitted(self) -> None:
-        """Until no topic that is there is forbidden, nor the group."""
-        self._wait(self._reading, self._permitted)
-
-    def _permitted(self) -> Look:
-        forbidden = self._look(self._needs).forbidden
-        return Look(forbidden=forbidden, barred=self._broker.patiently(self._barred))
+        """Until no topic that is there is forbidden."""
+        self._wait(self._reading, lambda: Look(forbidden=self._look(self._needs).forbidden))
 
     def _barred(self) -> list[str]:
         return barred({self._member_of: self._broker.roster.question(self._member_of)})
@@ -138,6 +134,24 @@ class Access:
         return sentences(seen, f"user {name!r}" if name else "the app's user", counts)
 
     # On the loop.
+
+    async def wait_member(self, opened: "asyncio.Future[None]") -> None:
+        """Until the group has taken this process in; says where its user may be no member.
+
+        Only who waits asks: a cluster that has had no group yet may leave that unanswered.
+        """
+        while not opened.done():
+            await asyncio.wait({opened}, timeout=LOOK_S)
+            if opened.done() or self._broker.health.is_away:
+                continue
+            try:
+                seen = Look(barred=await asyncio.to_thread(self._barred))
+            except BrokerError:
+                continue
+            if not opened.done():
+                self._reading.tell(self._sentences(seen))
+        self._reading.tell(())
+        opened.result()
 
     def look_soon(self, astray: StreamdError | None = None) -> None:
         """Something is in the way, or a place cannot be read from: `astray` is why, if the

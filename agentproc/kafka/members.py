@@ -8,6 +8,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import Future
+from typing import NamedTuple
 
 from confluent_kafka import ConsumerGroupState, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -22,6 +23,7 @@ from streamd.wire import Described, Member
 
 ASK_S = 5.0
 LONGEST_S = 3600.0  # that librdkafka takes
+ANEW_S = 10.0  # without an answer; then twice as long, and so on
 JOIN_S = 30.0
 LOOK_S = 3.0
 
@@ -50,13 +52,19 @@ def installation_of(client_id: str) -> str:
     return client_id.rpartition(";")[2]
 
 
+class _Question(NamedTuple):
+    answer: "Future[ConsumerGroupDescription]"
+    pause_s: float  # until it is asked anew
+    anew_at: float  # monotonic
+
+
 class Roster:
     """Asks the cluster who is in a group; from any thread."""
 
     def __init__(self, admin: AdminClient) -> None:
         self._admin = admin
         self._lock = threading.Lock()
-        self._asked: dict[str, Future[ConsumerGroupDescription]] = {}  # group -> the last
+        self._asked: dict[str, _Question] = {}  # group -> the last
 
     def ask(self, group: str) -> Described:
         """Ask; blocks, up to `ASK_S`.
@@ -85,16 +93,22 @@ class Roster:
     def question(self, group: str) -> "Future[ConsumerGroupDescription]":
         """What the cluster is being asked about a group, with what this user may do in it."""
         # A question whose time is over while its answer may still come ends the process, by an
-        # assertion (librdkafka issue 4605). So it has all the time there is, and is asked once:
-        # who does not want to wait any longer leaves it to the next.
+        # assertion (librdkafka issue 4605). So it has all the time there is: who does not want
+        # to wait any longer leaves it to the next. It is asked anew now and then, since one
+        # from before the cluster knew of any group gets no answer at times.
+        now = time.monotonic()
         with self._lock:
             last = self._asked.get(group)
-            if last is None or last.done():
-                asked = self._admin.describe_consumer_groups(
-                    [group], include_authorized_operations=True, request_timeout=LONGEST_S
-                )
-                last = self._asked[group] = asked[group]
-            return last
+            if last is not None and not last.answer.done() and now < last.anew_at:
+                return last.answer
+            pause_s = (
+                2 * last.pause_s if last is not None and not last.answer.done() else ANEW_S
+            )
+            asked = self._admin.describe_consumer_groups(
+                [group], include_authorized_operations=True, request_timeout=LONGEST_S
+            )
+            self._asked[group] = _Question(asked[group], pause_s, now + pause_s)
+            return asked[group]
 
 
 def without_reader(found: Described, partitions: int) -> list[int]:

@@ -187,7 +187,7 @@ class KafkaSession:
                 await self._gain(
                     set(), self._poller.life
                 )  # it is a member, of more than there are partitions
-        await self._opened
+        await self._access.wait_member(self._opened)
         if broker.settings.broker_group_protocol == "classic":
             self._looking = loop.create_task(self._look_for_unread(), name="unread")
         self._watching = loop.create_task(self._watch(), name="topics")

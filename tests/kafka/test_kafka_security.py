@@ -226,6 +226,24 @@ def test_a_group_that_is_taken_away_is_waited_for(secure: Secure) -> None:
     assert not any(each["restarts"] for each in processes)
 
 
+def test_a_start_without_its_group_waits_for_it(secure: Secure) -> None:
+    with site(sooner(access_LOOK_S=0.5) + WORDS, unique("secure"), "localhost:1") as words:
+        go(words, secure, "PLAIN")
+        group = f"{words.id}{GROUP}"
+        with denied(secure, group, AclOperation.READ):
+            words.do(["start", "--no-wait"])
+            eventually(lambda: words.run("status --json").stdout)
+            told = eventually(words.waits_for)
+            rule(secure, group, AclOperation.ALL, AclPermissionType.ALLOW)
+        words.do(["send", f"{words.id}-posts", "a"])
+        eventually(lambda: words.count_of("a") == 1)
+        eventually(lambda: words.status()["state"] == "running")
+        processes = words.status()["processes"]
+
+    assert f"waits for permission to read group '{group}': give user" in told
+    assert not any(each["restarts"] for each in processes)
+
+
 def test_a_transaction_that_is_not_permitted_is_waited_for(secure: Secure) -> None:
     with (
         denied(secure, decisions.TOPIC, AclOperation.READ),
